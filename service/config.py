@@ -1,0 +1,153 @@
+"""The settings: environment variables `SIGNIN_...` and a `.env` file, read once and passed as a value."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import ConfigError
+
+LOCAL_PROJECT = "signin-local"
+
+
+class Settings(BaseSettings):
+    """All that differs between a laptop and Google Cloud.
+
+    The three `..._EMULATOR_HOST` variables carry no prefix, because other Google clients read them
+    too. Each that is set replaces the Google endpoint of that API by a plain one without credentials.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SIGNIN_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    # Where things are
+    project: str = Field(LOCAL_PROJECT, min_length=6, description="Google Cloud project id")
+    region: str = Field("us-central1", description="Dataflow region")
+    topic: str = Field("topic-user-signin", description="Pub/Sub topic that events are published to")
+    subscription: str = Field("user-signin-bigquery", description="Subscription that the job reads")
+    table: str = Field("user_signin.signins", description="BigQuery table of the rows, as dataset.table")
+    dead_letter_table: str = Field(
+        "user_signin.dead_letters", description="BigQuery table of the dead letters, as dataset.table"
+    )
+    data_dir: Path = Field(Path(".signin"), description="Where the local stack and SQLite keep their files")
+    database_url: str = Field(
+        "", description="SQLAlchemy URL of the metadata database; empty means SQLite in the data directory"
+    )
+
+    # HTTP
+    host: str = Field("127.0.0.1", description="Address that the service listens on")
+    port: int = Field(8080, ge=0, le=65535, description="Port that the service listens on; 0 takes a free one")
+    allow_unauthenticated_access: bool = Field(
+        False, description="Let anybody who reaches the port use the service, on any address"
+    )
+    max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest body of one sign-in")
+    max_event_ahead_seconds: int = Field(
+        24 * 3600, ge=0, description="How far ahead of the clock the date of a sign-in may lie"
+    )
+
+    # Publishing
+    publish_linger_seconds: float = Field(0.005, ge=0, le=1, description="Longest wait for a batch to fill")
+    publish_batch_messages: int = Field(1000, ge=1, le=1000, description="Most messages in one Publish call")
+    publish_batch_bytes: int = Field(4_000_000, ge=1024, le=9_000_000, description="Most bytes in one call")
+    publish_deadline_seconds: float = Field(10.0, gt=0, le=600, description="Deadline of one Publish call")
+    publish_inflight_messages: int = Field(20_000, ge=1, description="Most events waiting for their id")
+    publish_inflight_bytes: int = Field(64_000_000, ge=1024, description="Most bytes waiting for their id")
+
+    # Dataflow
+    template_path: str = Field(
+        "gs://signin-local/templates/user-signin.json", description="Flex Template spec of user-signin"
+    )
+    dataflow_deadline_seconds: float = Field(30.0, gt=0, description="Deadline of one Dataflow call")
+    reconcile_interval_seconds: float = Field(
+        5.0, gt=0, description="Time between two looks at Dataflow; the local stack uses 0.5"
+    )
+    launch_grace_seconds: float = Field(
+        120.0, ge=0, description="How long a launch without an answer is looked for before the next try"
+    )
+    max_workers: int = Field(5, ge=1, le=1000, description="Most workers of a job")
+    staging_location: str = Field("", description="gs:// path for Dataflow's staging files")
+    temp_location: str = Field("", description="gs:// path for Dataflow's temporary files")
+    service_account: str = Field("", description="Service account of the workers")
+    network: str = Field("", description="VPC network of the workers")
+    subnetwork: str = Field("", description="Subnetwork of the workers")
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="auto: text on a terminal, JSON otherwise"
+    )
+    debug_log: Path | None = Field(None, description="File that gets every record, DEBUG included")
+
+    # Endpoints
+    pubsub_endpoint: str = Field("pubsub.googleapis.com:443", description="Pub/Sub gRPC endpoint (TLS)")
+    dataflow_endpoint: str = Field("dataflow.googleapis.com:443", description="Dataflow gRPC endpoint (TLS)")
+    pubsub_emulator_host: str = Field(
+        "",
+        validation_alias=AliasChoices("PUBSUB_EMULATOR_HOST", "pubsub_emulator_host"),
+        description="host:port of a Pub/Sub emulator",
+    )
+    dataflow_emulator_host: str = Field(
+        "",
+        validation_alias=AliasChoices("DATAFLOW_EMULATOR_HOST", "dataflow_emulator_host"),
+        description="host:port of a Dataflow emulator",
+    )
+    bigquery_emulator_host: str = Field(
+        "",
+        validation_alias=AliasChoices("BIGQUERY_EMULATOR_HOST", "bigquery_emulator_host"),
+        description="URL of a BigQuery emulator",
+    )
+
+    @property
+    def topic_path(self) -> str:
+        return f"projects/{self.project}/topics/{self.topic}"
+
+    @property
+    def subscription_path(self) -> str:
+        return f"projects/{self.project}/subscriptions/{self.subscription}"
+
+    @property
+    def async_database_url(self) -> str:
+        """The database URL with its asynchronous driver named: aiosqlite or psycopg."""
+        url = self.database_url or f"sqlite:///{(self.data_dir / 'signin.db').absolute()}"
+        scheme, separator, rest = url.partition("://")
+        drivers = {
+            "sqlite": "sqlite+aiosqlite",
+            "sqlite+aiosqlite": "sqlite+aiosqlite",
+            "postgres": "postgresql+psycopg",
+            "postgresql": "postgresql+psycopg",
+            "postgresql+psycopg": "postgresql+psycopg",
+        }
+        if scheme not in drivers or not separator:
+            raise ConfigError("SIGNIN_DATABASE_URL must begin with sqlite:// or postgresql://")
+        return f"{drivers[scheme]}://{rest}"
+
+    @property
+    def uses_google_cloud(self) -> bool:
+        """Whether any API is Google's own, so that credentials are needed."""
+        return not (self.pubsub_emulator_host and self.dataflow_emulator_host)
+
+    def require_startable(self) -> None:
+        """Raises ConfigError where starting the service would be unsafe or in vain."""
+        if not is_loopback(self.host) and not self.allow_unauthenticated_access:
+            raise ConfigError(
+                f"SIGNIN_HOST={self.host} is reachable from other machines and no authentication is configured. "
+                "Listen on 127.0.0.1, or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
+            )
+        if self.uses_google_cloud and self.project == LOCAL_PROJECT:
+            raise ConfigError(
+                "SIGNIN_PROJECT is not set. Set it to your Google Cloud project id, "
+                "or run `signin up`, which needs no cloud account."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether `host` can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,140 @@
+"""Every error that this service tells a caller, each with its HTTP status and its stable code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class ProblemError(Exception):
+    """An answer other than success, rendered as RFC 9457 `application/problem+json`.
+
+    Subclasses fix `status`, `code` and `title`; an instance adds the `detail` of this occurrence.
+    `retry_after_seconds` becomes the `Retry-After` header, `members` extension members of the body.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "The service failed"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        retry_after_seconds: int | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.problem_code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+        self.members = dict(members or {})
+
+
+class InvalidEventError(ProblemError):
+    """A sign-in that breaks the contract; `problem_code` is the contract's own reason code."""
+
+    status = 422
+    code = "invalid_event"
+    title = "The sign-in is not valid"
+
+
+class InvalidRequestError(ProblemError):
+    """A request whose body, query or path does not fit the route's schema."""
+
+    status = 422
+    code = "invalid_request"
+    title = "The request is not valid"
+
+
+class BodyTooLargeError(ProblemError):
+    status = 413
+    code = "body_too_large"
+    title = "The body is too large"
+
+
+class UnsupportedMediaTypeError(ProblemError):
+    status = 415
+    code = "unsupported_media_type"
+    title = "The body is not JSON"
+
+
+class PublishUnavailableError(ProblemError):
+    """Pub/Sub did not take the event within the publish deadline; nothing was stored."""
+
+    status = 503
+    code = "publish_unavailable"
+    title = "Pub/Sub cannot take the event now"
+    retryable = True
+
+
+class PublishOverloadedError(ProblemError):
+    """The bounds on what may be in flight are reached; nothing was stored."""
+
+    status = 503
+    code = "publish_overloaded"
+    title = "Too many events are in flight"
+    retryable = True
+
+
+class PublishRefusedError(ProblemError):
+    """Pub/Sub refused the event for good: no such topic, no permission, too large."""
+
+    status = 502
+    code = "publish_refused"
+    title = "Pub/Sub refused the event"
+
+
+class ShuttingDownError(ProblemError):
+    status = 503
+    code = "shutting_down"
+    title = "The service is shutting down"
+    retryable = True
+
+
+class JobNotFoundError(ProblemError):
+    status = 404
+    code = "job_not_found"
+    title = "There is no such job"
+
+
+class ActionNotAllowedError(ProblemError):
+    """The job's state does not allow the action; `members` names the allowed ones."""
+
+    status = 409
+    code = "action_not_allowed"
+    title = "The job's state does not allow this"
+
+
+class UnknownPipelineError(ProblemError):
+    status = 422
+    code = "unknown_pipeline"
+    title = "There is no pipeline of that name"
+
+
+class InvalidPageTokenError(ProblemError):
+    status = 400
+    code = "invalid_page_token"
+    title = "The page token is not valid"
+
+
+class DataflowUnavailableError(ProblemError):
+    """Dataflow did not answer, or answered that it cannot now."""
+
+    status = 503
+    code = "dataflow_unavailable"
+    title = "Dataflow cannot be reached now"
+    retryable = True
+
+
+class DatabaseUnavailableError(ProblemError):
+    status = 503
+    code = "database_unavailable"
+    title = "The database cannot be reached now"
+    retryable = True
+
+
+class ConfigError(Exception):
+    """A setting that keeps the program from starting; the message says how to mend it."""

@@ -1,0 +1,113 @@
+"""What the local gRPC servers share: handlers from proto types, faults, readiness, ordered stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import grpc
+import grpc.aio
+
+from service.local.faults import FaultSwitch
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # otherwise two servers share one port in silence
+    ("grpc.max_receive_message_length", 1 << 26),
+    ("grpc.max_send_message_length", 1 << 26),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+STOP_GRACE_SECONDS = 1.0
+
+
+class StatusError(Exception):
+    """A gRPC answer other than OK; `details` are protobuf messages for the rich status."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, details: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details
+
+
+class Method(NamedTuple):
+    """One unary method: the coroutine `(request, context) -> response` and its raw protobuf types."""
+
+    call: Callable[[Any, Context], Awaitable[Any]]
+    request: Any
+    response: Any
+
+
+async def abort(context: Context, error: StatusError) -> NoReturn:
+    """Ends the call with the error's status, rich details included."""
+    if error.details:
+        from google.rpc import status_pb2
+        from grpc_status import rpc_status
+
+        status = status_pb2.Status(code=error.code.value[0], message=error.message)
+        for detail in error.details:
+            status.details.add().Pack(detail)
+        context.set_trailing_metadata(rpc_status.to_status(status).trailing_metadata)
+    await context.abort(error.code, error.message)
+    raise AssertionError("abort returned")
+
+
+def unary_handlers(service: str, methods: Mapping[str, Method], faults: FaultSwitch) -> grpc.GenericRpcHandler:
+    """A generic handler for `service` (full protobuf name) with the fault switch before each method."""
+
+    def handler(name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        async def call(request: Any, context: Context) -> Any:
+            fault = faults.draw(name)
+            if fault and not fault.after:
+                await faults.strike(fault, context)
+            try:
+                response = await method.call(request, context)
+            except StatusError as error:
+                await abort(context, error)
+            if fault and fault.after:
+                await faults.strike(fault, context)
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(
+            call,
+            request_deserializer=method.request.FromString,
+            response_serializer=method.response.SerializeToString,
+        )
+
+    return grpc.method_handlers_generic_handler(
+        service, {name: handler(name, method) for name, method in methods.items()}
+    )
+
+
+async def start_server(
+    handlers: list[grpc.GenericRpcHandler], host: str, port: int
+) -> tuple[grpc.aio.Server, str]:
+    """Starts a server on loopback; returns it with its address `host:port`. Raises OSError if taken."""
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers(tuple(handlers))
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"{host}:{port} cannot be listened on: is another program using it?") from error
+    await server.start()
+    return server, f"{host}:{bound}"
+
+
+def announce(address: str) -> None:
+    """Tells the parent, as one JSON line on standard output, that the server answers at `address`."""
+    print(json.dumps({"ready": address}), flush=True)
+
+
+async def until_signal() -> None:
+    """Returns when SIGTERM or SIGINT arrives."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
