@@ -1,0 +1,47 @@
+"""RFC 3339 times and the one form that this project writes them in: `YYYY-MM-DDTHH:MM:SS.ffffffZ`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+_CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z")
+_RFC3339 = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]((?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9])"
+    r"(?:\.([0-9]{1,9}))?([Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
+)
+
+
+def canonical(text: str) -> str:
+    """An RFC 3339 time in UTC; one without an offset is UTC already.
+
+    Digits beyond the microsecond are cut off. A leap second is refused: BigQuery has no place for it.
+    Raises ValueError with words that do not repeat the text.
+    """
+    if _CANONICAL.fullmatch(text):
+        _moment(text)  # the calendar still has a say: 2023-02-29
+        return text
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an RFC 3339 time, but {len(text)} other characters")
+    day, time, fraction, offset = match.groups()
+    if offset is None or offset in "Zz":
+        offset = "+00:00"
+    moment = _moment(f"{day}T{time}.{(fraction or '')[:6]:0<6}{offset}")
+    try:
+        return from_datetime(moment)
+    except OverflowError:
+        raise ValueError("in UTC not between the years 0001 and 9999") from None
+
+
+def from_datetime(moment: datetime) -> str:
+    """The canonical text; a moment without a zone is UTC already. Raises OverflowError at the years' ends."""
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("not a day of the calendar between the years 0001 and 9999") from None
