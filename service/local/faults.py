@@ -40,11 +40,14 @@ class FaultSwitch:
         self.calls: Counter[str] = Counter()
 
     def set(self, faults: Iterable[Fault]) -> None:
-        """Replaces all faults."""
-        self._faults = list(faults)
-        for fault in self._faults:
-            if fault.code and fault.code not in grpc.StatusCode.__members__:
-                raise ValueError(f"{fault.code} is not a gRPC status")
+        """Replaces all faults; raises ValueError, and changes nothing, where one makes no sense."""
+        replacement = list(faults)
+        for fault in replacement:
+            if fault.code and (fault.code == "OK" or fault.code not in grpc.StatusCode.__members__):
+                raise ValueError(f"{fault.code} is not the name of a gRPC error status")
+            if not 0 <= fault.share <= 1 or fault.delay_seconds < 0 or fault.times < 0:
+                raise ValueError("share lies between 0 and 1, and delay_seconds and times are not negative")
+        self._faults = replacement
         self._hits.clear()
 
     def draw(self, method: str) -> Fault | None:
@@ -53,7 +56,7 @@ class FaultSwitch:
         for index, fault in enumerate(self._faults):
             if fault.method not in ("*", method) or (fault.times and self._hits[index] >= fault.times):
                 continue
-            if random.random() < fault.share:
+            if random.random() < fault.share:  # noqa: S311 - chance, not secrecy
                 self._hits[index] += 1
                 return fault
         return None
@@ -75,7 +78,7 @@ class FaultSwitch:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             return b"{}"
 
-        async def get_calls(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        async def get_calls(_request: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             return msgspec.json.encode(dict(self.calls))
 
         methods = {

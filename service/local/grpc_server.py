@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from service.local.faults import FaultSwitch
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # otherwise two servers share one port in silence
@@ -44,6 +48,14 @@ class Method(NamedTuple):
     response: Any
 
 
+class Serialized:
+    """The response type of a method whose coroutine answers with bytes that are serialized already."""
+
+    @staticmethod
+    def SerializeToString(answer: bytes) -> bytes:  # noqa: N802 - the name that protobuf types give it
+        return answer
+
+
 async def abort(context: Context, error: StatusError) -> NoReturn:
     """Ends the call with the error's status, rich details included."""
     if error.details:
@@ -58,21 +70,40 @@ async def abort(context: Context, error: StatusError) -> NoReturn:
     raise AssertionError("abort returned")
 
 
-def unary_handlers(service: str, methods: Mapping[str, Method], faults: FaultSwitch) -> grpc.GenericRpcHandler:
+async def guarded(
+    name: str, context: Context, faults: FaultSwitch, call: Callable[[], Awaitable[Answer]]
+) -> Answer:
+    """Answers one call of method `name`, with the fault switch around it.
+
+    A Python error is told as INTERNAL and logged: gRPC's own UNKNOWN is retried for ever by clients.
+    """
+    fault = faults.draw(name)
+    if fault and not fault.after:
+        await faults.strike(fault, context)
+    try:
+        answer = await call()
+    except StatusError as error:
+        await abort(context, error)
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # noqa: BLE001 - the last frame before gRPC makes it UNKNOWN
+        _log.exception("%s failed", name)
+        await context.abort(
+            grpc.StatusCode.INTERNAL, f"{name} failed; the cause is in the local server's log."
+        )
+    if fault and fault.after:
+        await faults.strike(fault, context)
+    return answer
+
+
+def unary_handlers(
+    service: str, methods: Mapping[str, Method], faults: FaultSwitch
+) -> grpc.GenericRpcHandler:
     """A generic handler for `service` (full protobuf name) with the fault switch before each method."""
 
     def handler(name: str, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         async def call(request: Any, context: Context) -> Any:
-            fault = faults.draw(name)
-            if fault and not fault.after:
-                await faults.strike(fault, context)
-            try:
-                response = await method.call(request, context)
-            except StatusError as error:
-                await abort(context, error)
-            if fault and fault.after:
-                await faults.strike(fault, context)
-            return response
+            return await guarded(name, context, faults, lambda: method.call(request, context))
 
         return grpc.unary_unary_rpc_method_handler(
             call,
@@ -101,7 +132,8 @@ async def start_server(
 
 def announce(address: str) -> None:
     """Tells the parent, as one JSON line on standard output, that the server answers at `address`."""
-    print(json.dumps({"ready": address}), flush=True)
+    sys.stdout.write(json.dumps({"ready": address}) + "\n")
+    sys.stdout.flush()
 
 
 async def until_signal() -> None:

@@ -1,0 +1,269 @@
+"""The four services of google.dataflow.v1beta3 that this server speaks, over the fleet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import msgspec
+from google.cloud import dataflow_v1beta3 as df
+
+from service.local.dataflow import answers, requests
+from service.local.dataflow.fleet import Fleet
+from service.local.dataflow.job import LocalJob, State, new_job, now
+from service.local.dataflow.requests import invalid, not_allowed, refusal
+from service.local.faults import FaultSwitch
+from service.local.grpc_server import Context, Method, unary_handlers
+from service.local.templates import TemplateNotFoundError, Templates
+
+Verb = Callable[[Any], Any]
+
+_PACKAGE = "google.dataflow.v1beta3"
+
+
+class DataflowApi:
+    """The methods; each takes and gives raw protobuf and raises StatusError."""
+
+    def __init__(self, fleet: Fleet, templates: Templates) -> None:
+        self._fleet = fleet
+        self._templates = templates
+
+    def handlers(self, faults: FaultSwitch) -> list[grpc.GenericRpcHandler]:
+        """What a gRPC server is given; a method that is not listed is UNIMPLEMENTED."""
+        services: dict[str, list[tuple[Verb, Any, Any]]] = {
+            "FlexTemplatesService": [
+                (self.launch_flex_template, df.LaunchFlexTemplateRequest, df.LaunchFlexTemplateResponse)
+            ],
+            "JobsV1Beta3": [
+                (self.get_job, df.GetJobRequest, df.Job),
+                (self.update_job, df.UpdateJobRequest, df.Job),
+                (self.list_jobs, df.ListJobsRequest, df.ListJobsResponse),
+                (self.aggregated_list_jobs, df.ListJobsRequest, df.ListJobsResponse),
+                (self.check_active_jobs, df.CheckActiveJobsRequest, df.CheckActiveJobsResponse),
+            ],
+            "MetricsV1Beta3": [(self.get_job_metrics, df.GetJobMetricsRequest, df.JobMetrics)],
+            "MessagesV1Beta3": [
+                (self.list_job_messages, df.ListJobMessagesRequest, df.ListJobMessagesResponse)
+            ],
+        }
+        return [
+            unary_handlers(
+                f"{_PACKAGE}.{service}",
+                {
+                    _rpc_name(verb): Method(_without_context(verb), request.pb(), response.pb())
+                    for verb, request, response in verbs
+                },
+                faults,
+            )
+            for service, verbs in services.items()
+        ]
+
+    def launch_flex_template(self, request: Any) -> Any:
+        launch = request.launch_parameter
+        region = requests.region_of(request)
+        requests.check_job_name(launch.job_name)
+        requests.check_labels(launch.environment.additional_user_labels)
+        self._check_template(launch)
+        replaced = self._check_name(request.project_id, region, launch)
+        response = df.LaunchFlexTemplateResponse.pb()()
+        if request.validate_only:
+            return response
+        active = len(self._fleet.active())
+        if active >= self._fleet.limits.active_jobs:
+            raise refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "The workflow could not be created. Causes: Too many running jobs. "
+                f"Project {request.project_id} is running {active} jobs and project limit for active jobs is "
+                f"{self._fleet.limits.active_jobs}. To fix this, cancel an existing workflow or wait for a "
+                "workflow to finish.",
+            )
+        job = new_job(self._fleet.next_number(), request.project_id, region, launch)
+        if replaced:
+            job.proto.replace_job_id = replaced.id
+        try:
+            self._fleet.launch(job, replaced)
+        except OSError as error:
+            raise refusal(grpc.StatusCode.INTERNAL, f"The job cannot be stored: {error}") from error
+        answers.fill_launch(job, response.job)
+        return response
+
+    def _check_template(self, launch: Any) -> None:
+        if launch.WhichOneof("template") == "container_spec":
+            raise refusal(
+                grpc.StatusCode.UNIMPLEMENTED, "A container spec cannot be run here; name its gs:// path."
+            )
+        path = launch.container_spec_gcs_path
+        if not path.startswith("gs://"):
+            raise invalid(f"Template file path must begin with gs://: {path!r}")
+        try:
+            template = self._templates.find(path)
+        except TemplateNotFoundError as error:
+            raise refusal(grpc.StatusCode.NOT_FOUND, f"Unable to open template file: {path}.") from error
+        try:
+            violations = template.violations(launch.parameters)
+        except (OSError, re.error, msgspec.MsgspecError) as error:
+            raise invalid(f"Invalid template file {path}: {error}") from error
+        if violations:
+            raise requests.invalid_parameters(violations)
+
+    def _check_name(self, project: str, region: str, launch: Any) -> LocalJob | None:
+        """The job that the launch replaces, or none. Raises StatusError where the name forbids it."""
+        place = (project, region, launch.job_name)
+        holders = [job for job in self._fleet.active() if _place(job) == place]
+        if not launch.update:
+            if holders:
+                raise refusal(
+                    grpc.StatusCode.ALREADY_EXISTS,
+                    "The workflow could not be created. Causes: There is already an active job named "
+                    f"{launch.job_name}. If you want to submit a second job, try again by setting a "
+                    "different name.",
+                )
+            return None
+        if not holders:
+            raise refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "The workflow could not be created. Causes: There is no active job named "
+                f"{launch.job_name} to update.",
+            )
+        if holders[-1].state != State.JOB_STATE_RUNNING:
+            raise not_allowed(holders[-1], "update", f"Job is in state {holders[-1].state.name}.")
+        return holders[-1]
+
+    def get_job(self, request: Any) -> Any:
+        return answers.view(self._find(request), request.view)
+
+    def update_job(self, request: Any) -> Any:
+        job, wanted = self._find(request), request.job.requested_state
+        if wanted and request.update_mask.paths:
+            raise invalid("Requested state and update mask cannot be set both.")
+        if not wanted:
+            self._update_runtime(job, request)
+        elif wanted == State.JOB_STATE_DRAINED:
+            _check_drain(job)
+            if job.state != State.JOB_STATE_DRAINING:
+                self._fleet.drain(job)
+        elif wanted == State.JOB_STATE_CANCELLED:
+            _check_not_terminal(job, "cancel")
+            self._fleet.cancel(job, force=request.job.labels.get("force_cancel_job") == "true")
+        else:
+            raise invalid(f"Requested state {wanted} is not one that a job can be brought to.")
+        return answers.view(job, df.JobView.JOB_VIEW_ALL)
+
+    def _update_runtime(self, job: LocalJob, request: Any) -> None:
+        fields = requests.check_runtime_mask(request.update_mask.paths)
+        if not fields:
+            raise invalid("Neither a requested state nor an update mask is set.")
+        _check_not_terminal(job, "update")
+        # The values are kept and shown, and change nothing: a job here has one worker.
+        given, kept = request.job.runtime_updatable_params, job.proto.runtime_updatable_params
+        changed = type(kept).FromString(kept.SerializeToString())
+        for field in fields:
+            changed.ClearField(field)
+            if given.HasField(field):
+                part = type(given)(**{field: getattr(given, field)})
+                changed.MergeFrom(part)
+        bounds = changed.min_num_workers, changed.max_num_workers
+        if min(bounds) < 0 or (bounds[1] and bounds[0] > bounds[1]):
+            raise invalid(f"Worker numbers are not valid: minimum {bounds[0]}, maximum {bounds[1]}.")
+        kept.CopyFrom(changed)
+        job.tell(f"Updated: {', '.join(fields)}.")
+
+    def list_jobs(self, request: Any) -> Any:
+        region = requests.region_of(request)
+        return self._list(request, [job for job in self._fleet.jobs.values() if job.proto.location == region])
+
+    def aggregated_list_jobs(self, request: Any) -> Any:
+        requests.region_of(request)
+        return self._list(request, list(self._fleet.jobs.values()))
+
+    def _list(self, request: Any, jobs: list[LocalJob]) -> Any:
+        kinds = df.ListJobsRequest.Filter
+        wanted = [
+            job
+            for job in reversed(jobs)
+            if job.proto.project_id == request.project_id
+            and (not request.name or job.proto.name == request.name)
+            and (request.filter != kinds.ACTIVE or job.is_active)
+            and (request.filter != kinds.TERMINATED or not job.is_active)
+        ]
+        shown, token = requests.page(
+            wanted, request.page_size, request.page_token, "jobs", lambda job: job.number
+        )
+        summary = df.JobView.JOB_VIEW_SUMMARY  # a list holds nothing else, whatever view is asked for
+        summaries = [answers.view(job, summary) for job in shown]
+        return df.ListJobsResponse.pb()(jobs=summaries, next_page_token=token)
+
+    def check_active_jobs(self, request: Any) -> Any:
+        exist = any(job.proto.project_id == request.project_id for job in self._fleet.active())
+        return df.CheckActiveJobsResponse.pb()(active_jobs_exist=exist)
+
+    def list_job_messages(self, request: Any) -> Any:
+        job = self._find(request)
+        least = answers.severity(request.minimum_importance)
+        start = request.start_time.ToNanoseconds() if request.HasField("start_time") else 0
+        end = request.end_time.ToNanoseconds() if request.HasField("end_time") else None
+        wanted = [
+            (message, shown)
+            for message in job.messages
+            if answers.severity(message.importance) >= least
+            and (shown := answers.message(message)).time.ToNanoseconds() >= start
+            and (end is None or shown.time.ToNanoseconds() < end)
+        ]
+        shown_page, token = requests.page(
+            wanted, request.page_size, request.page_token, "messages", lambda pair: pair[0].number
+        )
+        return df.ListJobMessagesResponse.pb()(
+            job_messages=[shown for _, shown in shown_page], next_page_token=token
+        )
+
+    def get_job_metrics(self, request: Any) -> Any:
+        job = self._find(request)
+        since = request.start_time.ToDatetime(now().tzinfo) if request.HasField("start_time") else None
+        answer = df.JobMetrics.pb()()
+        answer.metric_time.GetCurrentTime()
+        for metric in job.metrics.values():
+            if since is None or metric.time >= since:
+                for tentative in (False, True):  # here both are the same
+                    answers.fill_metric(answer.metrics.add(), metric, tentative=tentative)
+        return answer
+
+    def _find(self, request: Any) -> LocalJob:
+        region = requests.region_of(request)
+        job = self._fleet.jobs.get(request.job_id)
+        if job is None or (job.proto.project_id, job.proto.location) != (request.project_id, region):
+            raise refusal(
+                grpc.StatusCode.NOT_FOUND,
+                f"Information about job {request.job_id} could not be found in our system. Please double "
+                "check the id is correct. If it is please contact customer support.",
+            )
+        return job
+
+
+def _rpc_name(verb: Verb) -> str:
+    return "".join(word.capitalize() for word in verb.__name__.split("_"))
+
+
+def _without_context(verb: Verb) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def call(request: Any, _: Context) -> Any:
+        return verb(request)
+
+    return call
+
+
+def _place(job: LocalJob) -> tuple[str, str, str]:
+    return job.proto.project_id, job.proto.location, job.proto.name
+
+
+def _check_not_terminal(job: LocalJob, operation: str) -> None:
+    if not job.is_active:
+        raise not_allowed(job, operation, f"Job is already in terminal state {job.state.name}.")
+
+
+def _check_drain(job: LocalJob) -> None:
+    _check_not_terminal(job, "drain")
+    if job.state in (State.JOB_STATE_QUEUED, State.JOB_STATE_PENDING):
+        raise not_allowed(job, "drain", "Job is not yet ready for draining. Please retry in a few minutes.")
+    if job.state == State.JOB_STATE_CANCELLING:
+        raise not_allowed(job, "drain", "Job is being cancelled.")

@@ -1,0 +1,187 @@
+"""A job of the local Dataflow server: what is known of it, and the only ways its state may change."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from google.cloud import dataflow_v1beta3 as df
+
+from service.local.supervisor import Counter, Level
+
+State = df.JobState
+Importance = df.JobMessageImportance
+ProtoJob = df.Job.pb()
+ProtoLaunch = df.LaunchFlexTemplateParameter.pb()
+
+DEFAULT_REGION = "us-central1"  # what Dataflow assumes where a request names no location
+MESSAGES_KEPT = 2_000
+MESSAGES_STORED = 200
+
+TERMINAL = frozenset(
+    {
+        State.JOB_STATE_DONE,
+        State.JOB_STATE_FAILED,
+        State.JOB_STATE_CANCELLED,
+        State.JOB_STATE_UPDATED,
+        State.JOB_STATE_DRAINED,
+    }
+)
+
+_NEXT = {
+    State.JOB_STATE_QUEUED: {State.JOB_STATE_PENDING, State.JOB_STATE_CANCELLING, State.JOB_STATE_FAILED},
+    State.JOB_STATE_PENDING: {
+        State.JOB_STATE_RUNNING,
+        State.JOB_STATE_CANCELLING,
+        State.JOB_STATE_FAILED,
+        State.JOB_STATE_DONE,
+    },
+    State.JOB_STATE_RUNNING: {
+        State.JOB_STATE_PENDING,  # only at a restart of the server: its worker is replaced
+        State.JOB_STATE_DRAINING,
+        State.JOB_STATE_CANCELLING,
+        State.JOB_STATE_UPDATED,
+        State.JOB_STATE_FAILED,
+        State.JOB_STATE_DONE,
+    },
+    State.JOB_STATE_DRAINING: {
+        State.JOB_STATE_DRAINED,
+        State.JOB_STATE_CANCELLING,
+        State.JOB_STATE_FAILED,
+    },
+    State.JOB_STATE_CANCELLING: {State.JOB_STATE_CANCELLED},
+}
+
+_IMPORTANCE = {
+    Level.DEBUG: Importance.JOB_MESSAGE_DEBUG,
+    Level.INFO: Importance.JOB_MESSAGE_DETAILED,
+    Level.WARNING: Importance.JOB_MESSAGE_WARNING,
+    Level.ERROR: Importance.JOB_MESSAGE_ERROR,
+}
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A job message; `number` counts from 0 and is never reused, `importance` is Dataflow's enum."""
+
+    number: int
+    time: dt.datetime
+    text: str
+    importance: int
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A counter summed over all workers that the job has had."""
+
+    namespace: str
+    name: str
+    step: str
+    value: float
+    time: dt.datetime
+
+
+class LocalJob:
+    """One job. `number` is its place in the order of launches; `changed` says that it must be stored.
+
+    It is its own worker's watcher, except for the state RUNNING, which the fleet judges.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        proto: Any,
+        launch: Any,
+        messages: Iterable[Message] = (),
+        metrics: Iterable[Metric] = (),
+    ) -> None:
+        self.number = number
+        self.proto = proto
+        self.launch = launch
+        self.messages = deque(messages, maxlen=MESSAGES_KEPT)
+        self.metrics = {(metric.step, metric.namespace, metric.name): metric for metric in metrics}
+        self.changed = True
+        self._next_message = self.messages[-1].number + 1 if self.messages else 0
+        self._earlier: dict[tuple[str, str, str], float] = {}
+
+    @property
+    def id(self) -> str:
+        return str(self.proto.id)
+
+    @property
+    def state(self) -> df.JobState:
+        return State(self.proto.current_state)
+
+    @property
+    def is_active(self) -> bool:
+        return self.state not in TERMINAL
+
+    def move(self, state: df.JobState, text: str, importance: int = Importance.JOB_MESSAGE_BASIC) -> None:
+        """Changes the state and says so in a message. Raises ValueError for a move that is not allowed."""
+        if state not in _NEXT.get(self.state, ()):
+            raise ValueError(f"{self.id}: {self.state.name} does not become {state.name}")
+        self.proto.current_state = state
+        self.proto.current_state_time.GetCurrentTime()
+        self.tell(text, importance)
+
+    def tell(self, text: str, importance: int = Importance.JOB_MESSAGE_BASIC) -> None:
+        """Adds a job message; the oldest goes where there are MESSAGES_KEPT."""
+        self.messages.append(Message(self._next_message, now(), text, int(importance)))
+        self._next_message += 1
+        self.changed = True
+
+    def forget_details(self) -> None:
+        """Keeps of a finished job no more messages than are stored."""
+        while len(self.messages) > MESSAGES_STORED:
+            self.messages.popleft()
+
+    def expect_new_worker(self) -> None:
+        """Counters of the next worker begin at 0: they are added to what was counted so far."""
+        self._earlier = {key: metric.value for key, metric in self.metrics.items()}
+
+    def said_counters(self, counters: Sequence[Counter]) -> None:
+        """Takes the counters of the present worker."""
+        for counter in counters:
+            key = (counter.step, counter.namespace, counter.name)
+            value = self._earlier.get(key, 0) + counter.value
+            if key not in self.metrics or self.metrics[key].value != value:
+                self.metrics[key] = Metric(counter.namespace, counter.name, counter.step, value, now())
+                self.changed = True
+
+    def said_line(self, text: str, level: Level) -> None:
+        """Takes a line of the worker's log as a job message."""
+        self.tell(text, _IMPORTANCE[level])
+
+
+def new_job(number: int, project: str, region: str, launch: Any) -> LocalJob:
+    """A queued job made from a launch request."""
+    proto = ProtoJob(
+        id=_new_id(),
+        project_id=project,
+        location=region,
+        name=launch.job_name,
+        type_=df.JobType.JOB_TYPE_STREAMING,
+        current_state=State.JOB_STATE_QUEUED,
+        labels=launch.environment.additional_user_labels,
+        transform_name_mapping=launch.transform_name_mappings,
+    )
+    for time in (proto.create_time, proto.start_time, proto.current_state_time):
+        time.GetCurrentTime()
+    proto.job_metadata.sdk_version.version_display_name = "Apache Beam Python SDK"
+    proto.environment.service_account_email = launch.environment.service_account_email
+    job = LocalJob(number, proto, ProtoLaunch.FromString(launch.SerializeToString()))
+    job.tell(f"Job {job.id} was queued.")
+    return job
+
+
+def now() -> dt.datetime:
+    """The present moment in UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+def _new_id() -> str:
+    """A job id of Dataflow's form: the launch in Pacific standard time and a random number."""
+    pacific = now() - dt.timedelta(hours=8)
+    return f"{pacific:%Y-%m-%d_%H_%M_%S}-{10**17 + secrets.randbelow(2**63 - 10**17)}"

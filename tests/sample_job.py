@@ -1,0 +1,89 @@
+"""A job for the tests of the supervisor: speaks the child protocol, drains, and fails on demand.
+
+Flags: --fail=CODE exits so once it runs; --finish ends by itself; --deaf ignores SIGINT and SIGTERM;
+--fail_drain exits 1 while draining; --linger stays after DRAINED; --slow never says RUNNING;
+--grandchild leaves a process that holds the output; --noise=N logs N long lines; --started_file gets
+the process id at each start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+SLEEPER = "import time; time.sleep(300)"
+
+
+def say(**members):
+    sys.stdout.write(json.dumps(members) + "\n")
+    sys.stdout.flush()
+
+
+def log(text):
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def parse():
+    parser = argparse.ArgumentParser()
+    for flag in ("project", "region", "job_name", "greeting", "started_file"):
+        parser.add_argument(f"--{flag}", default="")
+    for flag in ("finish", "deaf", "fail_drain", "linger", "slow", "grandchild"):
+        parser.add_argument(f"--{flag}", default="")
+    for flag in ("fail", "noise"):
+        parser.add_argument(f"--{flag}", type=int, default=0)
+    return parser.parse_args()
+
+
+def prepare(options, drain):
+    if options.started_file:
+        with Path(options.started_file).open("a", encoding="utf-8") as started:
+            started.write(f"{os.getpid()}\n")
+    if options.deaf:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: drain.set())
+    if options.grandchild:
+        grandchild = subprocess.Popen([sys.executable, "-c", SLEEPER], stdin=subprocess.DEVNULL)
+        log(f"INFO grandchild {grandchild.pid}")
+    for index in range(options.noise):
+        log(f"INFO {index} " + "x" * 5_000)
+
+
+def main():
+    options = parse()
+    drain = threading.Event()
+    prepare(options, drain)
+    if options.slow:
+        drain.wait(300)
+        return
+    log(f"INFO greeting={options.greeting} project={options.project} job_name={options.job_name}")
+    log(f"INFO job={os.environ['SIGNIN_JOB_ID']} cwd={Path.cwd()}")
+    say(event="metrics", counters=[{"namespace": "signin", "name": "parsed", "step": "Decode", "value": 3}])
+    say(event="state", state="RUNNING")
+    if options.fail:
+        log("WARNING something is about to happen")
+        log("Traceback (most recent call last):")
+        log("  the last words of the sample job")
+        sys.exit(options.fail)
+    if not options.finish:
+        while not drain.wait(0.2):
+            pass
+        say(event="state", state="DRAINING")
+        if options.fail_drain:
+            sys.exit(1)
+    say(event="metrics", counters=[{"namespace": "signin", "name": "parsed", "step": "Decode", "value": 5}])
+    say(event="state", state="DRAINED")
+    if options.linger:
+        threading.Event().wait(300)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""A job for the tests of job control: takes any parameter, runs until it is told to end.
+
+`--gate=FILE` keeps it from saying RUNNING until the file exists; `--break_with=TEXT` makes it fail so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+
+
+def say(**members):
+    sys.stdout.write(json.dumps(members) + "\n")
+    sys.stdout.flush()
+
+
+def counters(value):
+    steps = ("Decode", "Write")
+    say(
+        event="metrics",
+        counters=[{"namespace": "signin", "name": "rows", "step": step, "value": value} for step in steps],
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--gate", type=Path)
+    parser.add_argument("--break_with", default="")
+    options, _ = parser.parse_known_args()
+    drain = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: drain.set())
+    while options.gate and not options.gate.exists() and not drain.wait(0.01):
+        pass
+    if options.break_with:
+        raise RuntimeError(options.break_with)
+    counters(2)
+    say(event="state", state="RUNNING")
+    while not drain.wait(0.05):
+        pass
+    say(event="state", state="DRAINING")
+    counters(3)
+    say(event="state", state="DRAINED")
+
+
+if __name__ == "__main__":
+    main()
