@@ -41,7 +41,9 @@ class Settings(BaseSettings):
 
     # HTTP
     host: str = Field("127.0.0.1", description="Address that the service listens on")
-    port: int = Field(8080, ge=0, le=65535, description="Port that the service listens on; 0 takes a free one")
+    port: int = Field(
+        8080, ge=0, le=65535, description="Port that the service listens on; 0 takes a free one"
+    )
     allow_unauthenticated_access: bool = Field(
         False, description="Let anybody who reaches the port use the service, on any address"
     )
@@ -131,13 +133,17 @@ class Settings(BaseSettings):
         """Whether any API is Google's own, so that credentials are needed."""
         return not (self.pubsub_emulator_host and self.dataflow_emulator_host)
 
-    def require_startable(self) -> None:
-        """Raises ConfigError where starting the service would be unsafe or in vain."""
+    def require_closed(self) -> None:
+        """Raises ConfigError where strangers could use the service and nobody said that they may."""
         if not is_loopback(self.host) and not self.allow_unauthenticated_access:
             raise ConfigError(
                 f"SIGNIN_HOST={self.host} is reachable from other machines and no authentication is configured. "
                 "Listen on 127.0.0.1, or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
             )
+
+    def require_startable(self) -> None:
+        """Raises ConfigError where starting the service would be unsafe or in vain."""
+        self.require_closed()
         if self.uses_google_cloud and self.project == LOCAL_PROJECT:
             raise ConfigError(
                 "SIGNIN_PROJECT is not set. Set it to your Google Cloud project id, "

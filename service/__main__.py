@@ -1,0 +1,5 @@
+"""`python -m service` is `signin`."""
+
+from service.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""The command line's own client of the service, and where it finds one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+
+from service.cli.terminal import fail
+from service.config import Settings
+from service.local.stack import read_running
+
+DEADLINE_SECONDS = 60.0
+
+
+def running_settings() -> Settings:
+    """The settings, completed by the addresses of a local stack that runs on the data directory.
+
+    Variables that the user set win, so that pointing at Google Cloud or at another stack stays possible.
+    """
+    from service.cli.terminal import load_settings
+
+    settings = load_settings()
+    running = read_running(settings.data_dir)
+    if not running or not settings.uses_google_cloud:
+        return settings
+    return load_settings(
+        {
+            "project": running.get("SIGNIN_PROJECT"),
+            "pubsub_emulator_host": running.get("PUBSUB_EMULATOR_HOST"),
+            "dataflow_emulator_host": running.get("DATAFLOW_EMULATOR_HOST"),
+            "bigquery_emulator_host": running.get("BIGQUERY_EMULATOR_HOST"),
+        }
+    )
+
+
+def service_url(url: str | None) -> str:
+    """The service's base URL: as given, by SIGNIN_URL, of the running `signin up`, or the default port."""
+    from service.cli.terminal import load_settings
+
+    if chosen := url or os.environ.get("SIGNIN_URL"):
+        return chosen.rstrip("/")
+    settings = load_settings()
+    running = read_running(settings.data_dir) or {}
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return running.get("SIGNIN_URL") or f"http://{host}:{settings.port}"
+
+
+def request(method: str, base_url: str, path: str, **arguments: Any) -> Any:
+    """Calls the service and returns the decoded JSON; a problem document ends the command."""
+    try:
+        response = httpx.request(method, base_url + path, timeout=DEADLINE_SECONDS, **arguments)
+    except httpx.TransportError as error:
+        fail(f"{base_url} does not answer ({type(error).__name__}). Is the service running? Try `signin up`.")
+    if response.is_success:
+        return response.json()
+    fail(problem_sentence(response))
+
+
+def problem_sentence(response: httpx.Response) -> str:
+    """What a problem document says, in one line."""
+    try:
+        problem = response.json()
+        return f"{problem['title']}: {problem['detail']} ({response.status_code} {problem['code']})"
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered {response.status_code} with no problem document"

@@ -1,0 +1,165 @@
+"""`signin emit`: sends sign-ins to the service, as a backend would."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.cli.client import DEADLINE_SECONDS, problem_sentence, service_url
+from service.cli.terminal import err, fail, out
+
+CONCURRENCY = 64
+ATTEMPTS = 5
+LONGEST_PAUSE_SECONDS = 5.0
+
+
+@dataclass
+class EmitReport:
+    """What became of the events of one run. `accepted` holds the event ids answered with 2xx."""
+
+    accepted: list[str] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def events_per_second(self) -> float:
+        return len(self.accepted) / self.seconds if self.seconds else 0.0
+
+
+def sample_event(number: int) -> dict[str, Any]:
+    """A plausible sign-in of one of 1,000 users, now."""
+    return {
+        "userid": f"user-{number % 1000:04d}",
+        "date": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "event_id": f"emit-{secrets.token_hex(8)}",
+    }
+
+
+async def send(client: httpx.AsyncClient, event: dict[str, Any]) -> httpx.Response | None:
+    """Posts one event; repeats it under the same event id while the service says that this helps.
+
+    Returns the last answer, or None when there was none.
+    """
+    response = None
+    for attempt in range(ATTEMPTS):
+        pause = min(0.1 * 2**attempt, LONGEST_PAUSE_SECONDS)
+        try:
+            response = await client.post("/events/signin", json=event)
+        except httpx.TransportError:
+            response = None
+        else:
+            if response.status_code not in (429, 503):
+                return response
+            wished = response.headers.get("Retry-After", "")
+            pause = min(float(wished), LONGEST_PAUSE_SECONDS) if wished.isdigit() else pause
+        if attempt < ATTEMPTS - 1:
+            await asyncio.sleep(pause)
+    return response
+
+
+async def emit_events(
+    base_url: str,
+    events: AsyncIterator[dict[str, Any]],
+    on_answer: Callable[[], object] = lambda: None,
+) -> EmitReport:
+    """Posts all events, at most CONCURRENCY at once."""
+    report = EmitReport()
+    started = time.monotonic()
+    limits = httpx.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY)
+
+    shared = _Shared(events)
+
+    async def worker(client: httpx.AsyncClient) -> None:
+        async for event in shared:
+            response = await send(client, event)
+            if response is None:
+                report.failures["no answer"] += 1
+            elif response.is_success:
+                report.accepted.append(response.json()["event_id"])
+            else:
+                report.failures[problem_sentence(response)] += 1
+            on_answer()
+
+    async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS, limits=limits) as client:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CONCURRENCY):
+                group.create_task(worker(client))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class _Shared(AsyncIterator[dict[str, Any]]):
+    """One asynchronous iterator that several workers draw from."""
+
+    def __init__(self, source: AsyncIterator[dict[str, Any]]) -> None:
+        self._source = source
+        self._lock = asyncio.Lock()
+
+    async def __anext__(self) -> dict[str, Any]:
+        async with self._lock:
+            return await anext(self._source)
+
+
+async def sample_events(count: int, rate: float = 0.0) -> AsyncIterator[dict[str, Any]]:
+    """`count` sample events, at most `rate` a second (0: as fast as they are taken)."""
+    started = time.monotonic()
+    for number in range(count):
+        if rate:
+            await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+        yield sample_event(number)
+
+
+def progress_bar(**options: Any) -> Progress:
+    """A progress bar on standard error, so that results can be piped."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, **options)
+
+
+def emit(
+    url: Annotated[
+        str | None, typer.Option("--url", help="Base URL of the service [env: SIGNIN_URL]")
+    ] = None,
+    userid: Annotated[str, typer.Option(help="Who signed in")] = "93234234",
+    date: Annotated[str | None, typer.Option(help="When, RFC 3339; now if not given")] = None,
+    event_id: Annotated[
+        str | None, typer.Option(help="Id of the event; made by the service if not given")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000_000, help="Many sample events instead")] = 1,
+    rate: Annotated[float, typer.Option(min=0, help="Events a second with --count; 0 is full speed")] = 0.0,
+) -> None:
+    """Send one sign-in, or --count of them."""
+    base_url = service_url(url)
+    if count == 1:
+        event = {"userid": userid, "date": date or datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+        asyncio.run(emit_one(base_url, event | ({"event_id": event_id} if event_id else {})))
+        return
+    with progress_bar() as progress:
+        task = progress.add_task("sending", total=count)
+        report = asyncio.run(
+            emit_events(base_url, sample_events(count, rate), lambda: progress.advance(task))
+        )
+    out.print(
+        f"{len(report.accepted):,} accepted in {report.seconds:.1f} s, {report.events_per_second:,.0f} events/s"
+    )
+    if report.failures:
+        fail("; ".join(f"{n:,} x {cause}" for cause, n in report.failures.most_common(5)))
+
+
+async def emit_one(base_url: str, event: dict[str, Any]) -> None:
+    async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS) as client:
+        response = await send(client, event)
+    if response is None:
+        fail(f"{base_url} does not answer. Is the service running? Try `signin up`.")
+    if not response.is_success:
+        fail(problem_sentence(response))
+    out.print_json(response.text)

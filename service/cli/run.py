@@ -1,0 +1,138 @@
+"""`signin up`, `serve`, `local` and `migrate`: the commands that run something until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated
+
+import typer
+
+from service.cli.platform import (
+    BIGQUERY_PORT,
+    DATAFLOW_PORT,
+    PUBSUB_PORT,
+    Platform,
+    print_environment,
+    until_interrupted,
+)
+from service.cli.terminal import clear_errors, err, load_settings, out
+from service.config import Settings
+from service.errors import ConfigError
+from service.local.stack import Stack
+
+PubsubPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of Pub/Sub; 0 takes a free one")]
+DataflowPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of Dataflow; 0 takes a free one")]
+BigqueryPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of BigQuery; 0 takes a free one")]
+
+
+def up(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the service")] = None,
+    pubsub_port: PubsubPort = PUBSUB_PORT,
+    dataflow_port: DataflowPort = DATAFLOW_PORT,
+    bigquery_port: BigqueryPort = BIGQUERY_PORT,
+) -> None:
+    """Start the local stack and the service, until Ctrl-C. Needs no cloud account."""
+    with clear_errors():
+        settings = load_settings({"port": port})
+        platform = Platform(
+            settings, pubsub_port=pubsub_port, dataflow_port=dataflow_port, bigquery_port=bigquery_port
+        )
+        asyncio.run(run_up(platform))
+
+
+async def run_up(platform: Platform) -> None:
+    with err.status("starting Pub/Sub, BigQuery, Dataflow and the service"):
+        await platform.start()
+    try:
+        platform.print_addresses()
+        out.print(
+            "\nNext, in another terminal:\n  signin jobs launch\n  signin emit\n  signin rows",
+            highlight=False,
+        )
+        await until_interrupted(platform)
+    finally:
+        with err.status("stopping"):
+            await platform.stop()
+
+
+def serve(
+    announce: Annotated[bool, typer.Option("--announce", hidden=True)] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on")] = None,
+) -> None:
+    """Run the service alone, against Google Cloud or the emulators that the environment names."""
+    from service.db import migrate as migrate_database
+    from service.logs import configure
+
+    with clear_errors():
+        settings = load_settings({"host": host, "port": port})
+        settings.require_startable()
+        configure(settings)
+        if not settings.database_url:
+            migrate_database(settings)  # the embedded default is nobody else's to migrate
+        run_server(settings, announce=announce)
+
+
+def run_server(settings: Settings, *, announce: bool) -> None:
+    """Serves until a signal comes. Raises ConfigError where the port is taken or credentials are missing."""
+    from service import server
+    from service.app import create_app
+
+    try:
+        listener = server.listen_on(settings.host, settings.port)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}). "
+            "Is the service running already? Choose another port with --port or SIGNIN_PORT."
+        ) from error
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def started() -> None:
+        if announce:
+            print(json.dumps({"ready": url}), flush=True)  # noqa: T201 - the parent reads this line
+        else:
+            out.print(f"The service answers at {url}, its documentation at {url}/docs", highlight=False)
+
+    server.run(create_app(settings), listener, started)
+
+
+def migrate() -> None:
+    """Bring the metadata database to the newest schema."""
+    from service.db import migrate as migrate_database
+
+    with clear_errors():
+        settings = load_settings()
+        migrate_database(settings)
+        out.print("The database is at the newest schema.")
+
+
+def local(
+    context: typer.Context,
+    pubsub_port: PubsubPort = PUBSUB_PORT,
+    dataflow_port: DataflowPort = DATAFLOW_PORT,
+    bigquery_port: BigqueryPort = BIGQUERY_PORT,
+) -> None:
+    """Start the local stack alone: Pub/Sub, Dataflow and BigQuery, for any Google client."""
+    if context.invoked_subcommand:
+        return
+    with clear_errors():
+        stack = Stack(
+            load_settings(),
+            pubsub_port=pubsub_port,
+            dataflow_port=dataflow_port,
+            bigquery_port=bigquery_port,
+        )
+        asyncio.run(run_stack(stack))
+
+
+async def run_stack(stack: Stack) -> None:
+    with err.status("starting Pub/Sub, BigQuery and Dataflow"):
+        await stack.start()
+    try:
+        print_environment(stack.environment)
+        await until_interrupted(stack)
+    finally:
+        with err.status("stopping"):
+            await stack.stop()

@@ -1,0 +1,89 @@
+"""What the commands print with: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from service.config import Settings
+from service.errors import ConfigError
+from service.local.process import ServerError
+from service.local.stack import StackError
+
+out = Console()
+err = Console(stderr=True)
+
+STATE_STYLES = {
+    "RUNNING": "green",
+    "DRAINED": "cyan",
+    "DONE": "cyan",
+    "UPDATED": "cyan",
+    "CANCELLED": "yellow",
+    "FAILED": "bold red",
+    "REJECTED": "bold red",
+    "LOST": "bold red",
+}
+
+
+def fail(message: str, *, exit_code: int = 1) -> NoReturn:
+    """Ends the command with a one-sentence cause on standard error."""
+    err.print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(exit_code)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turns an error of the settings or of a local server into its sentence, without a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(str(error), exit_code=2)
+    except (StackError, ServerError) as error:
+        fail(str(error))
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Reads the settings; a bad value ends the command with the variable's name and what is wrong."""
+    try:
+        return Settings(**{key: value for key, value in (overrides or {}).items() if value is not None})
+    except ValidationError as error:
+        complaints = "; ".join(
+            f"{variable_name(str(problem['loc'][0]))}: {problem['msg']}" for problem in error.errors()
+        )
+        fail(complaints, exit_code=2)
+
+
+def variable_name(field: str) -> str:
+    """The environment variable of a setting."""
+    return field.upper() if field.lower().endswith("_emulator_host") else f"SIGNIN_{field.upper()}"
+
+
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A Rich table of plain values; a missing value is an empty cell."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row))
+    return table
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it: times in UTC to the millisecond, nothing for NULL."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    return "" if value is None else escape(str(value))
+
+
+def styled_state(state: str) -> str:
+    """A job's state in its colour."""
+    style = STATE_STYLES.get(state)
+    return f"[{style}]{state}[/]" if style else state

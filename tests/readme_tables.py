@@ -1,0 +1,63 @@
+"""The tables of the README that come from the code. `python -m tests.readme_tables` writes them anew."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from service import errors
+from service.cli.terminal import variable_name
+from service.config import Settings
+from transforms.signin_event import REASONS
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def settings_table() -> Iterator[str]:
+    yield "| variable | default | meaning |"
+    yield "|---|---|---|"
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in ("", None) else f"`{field.default}`"
+        assert field.description, f"the setting {name} has no description"
+        yield f"| `{variable_name(name)}` | {default} | {field.description} |"
+
+
+def problem_types() -> list[type[errors.ProblemError]]:
+    members = inspect.getmembers(errors, inspect.isclass)
+    return [cls for _, cls in members if issubclass(cls, errors.ProblemError)]
+
+
+def errors_table() -> Iterator[str]:
+    yield "| code | status | retry | meaning |"
+    yield "|---|---|---|---|"
+    for cls in sorted(problem_types(), key=lambda cls: (cls.status, cls.code)):
+        yield f"| `{cls.code}` | {cls.status} | {'yes' if cls.retryable else 'no'} | {cls.title} |"
+
+
+def reasons_table() -> Iterator[str]:
+    yield "| reason | meaning |"
+    yield "|---|---|"
+    for code, sentence in REASONS.items():
+        yield f"| `{code}` | {sentence} |"
+
+
+TABLES = {"settings": settings_table, "errors": errors_table, "reasons": reasons_table}
+
+
+def block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+
+
+def rendered(text: str) -> str:
+    """The README's text with every table as the code says it."""
+    for name, table in TABLES.items():
+        body = "\n".join(table()) + "\n"
+        text, found = block(name).subn(lambda match, body=body: match[1] + body + match[2], text)
+        assert found == 1, f"the README has no block {name}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text()))
