@@ -1,0 +1,168 @@
+"""What a user may set when launching the job: the same names on a command line and as template parameters."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser
+from typing import Any, NamedTuple
+
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
+
+from transforms.bigquery_rows import TableRef, parse_table
+
+DEFAULT_JOB_NAME = "signin-user-tobigquery"
+DEFAULT_REGION = "us-central1"
+DEFAULT_TOPIC = "topic-user-signin"
+DEFAULT_TABLE = "user_signin.signins"
+DEFAULT_DEAD_LETTER_TABLE = "user_signin.dead_letters"
+DEFAULT_ID_LABEL = "event_id"
+
+TOPIC_PATTERN = r"^projects/[^/]+/topics/[^/]+$"
+SUBSCRIPTION_PATTERN = r"^projects/[^/]+/subscriptions/[^/]+$"
+
+
+class OptionsError(ValueError):
+    """Options that do not make a job; the message says how to mend them."""
+
+
+class Source(NamedTuple):
+    """Where messages come from: the full path of a topic or of a subscription, the other one empty."""
+
+    topic: str
+    subscription: str
+
+    @property
+    def project(self) -> str:
+        """The project that owns the topic or the subscription."""
+        return (self.topic or self.subscription).split("/")[1]
+
+
+class SigninOptions(PipelineOptions):  # type: ignore[misc]
+    """The job's own options. All are text: a template parameter cannot carry a flag."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--input_subscription",
+            default="",
+            help="Pub/Sub subscription to read, as projects/PROJECT/subscriptions/NAME. "
+            "Give this or a topic, not both.",
+        )
+        parser.add_argument(
+            "--input_topic",
+            default="",
+            help="Pub/Sub topic to read, as projects/PROJECT/topics/NAME; the job makes a subscription of "
+            f"its own and sees only what is published from then on. Without either: {DEFAULT_TOPIC}.",
+        )
+        parser.add_argument(
+            "--output_table",
+            default=DEFAULT_TABLE,
+            help="BigQuery table of the rows, as DATASET.TABLE, PROJECT.DATASET.TABLE or "
+            "PROJECT:DATASET.TABLE.",
+        )
+        parser.add_argument(
+            "--dead_letter_table",
+            default=DEFAULT_DEAD_LETTER_TABLE,
+            help="BigQuery table of the messages that could not become a row, in the same form.",
+        )
+        parser.add_argument(
+            "--id_label",
+            default=DEFAULT_ID_LABEL,
+            help="Message attribute by which a message that was published twice within ten minutes counts "
+            "once. The word none switches this off.",
+        )
+        parser.add_argument(
+            "--timestamp_attribute",
+            default="",
+            help="Message attribute that carries the event time. By default the time of publication counts, "
+            "because Dataflow never gets past a message that lacks the attribute.",
+        )
+        parser.add_argument(
+            "--create_disposition",
+            default="CREATE_IF_NEEDED",
+            choices=("CREATE_IF_NEEDED", "CREATE_NEVER"),
+            help="Whether dataset and tables are created when the job is launched and they do not exist.",
+        )
+        parser.add_argument(
+            "--pipeline_version",
+            default="",
+            help="Text that is stored with each dead letter, to tell which version of the job wrote it.",
+        )
+
+    def project(self) -> str:
+        """The project of the job. Raises OptionsError where none can be known."""
+        named = self.view_as(GoogleCloudOptions).project or _project_of(
+            self.input_topic or self.input_subscription
+        )
+        if not named:
+            raise OptionsError(
+                "Which project? Give --project, or the full path of a subscription or a topic."
+            )
+        return str(named)
+
+    def source(self) -> Source:
+        """Where to read. Raises OptionsError for two sources or a malformed one."""
+        if self.input_topic and self.input_subscription:
+            raise OptionsError("Give --input_topic or --input_subscription, not both.")
+        if self.input_subscription:
+            _require(SUBSCRIPTION_PATTERN, self.input_subscription, "--input_subscription")
+            return Source("", self.input_subscription)
+        topic = self.input_topic or f"projects/{self.project()}/topics/{DEFAULT_TOPIC}"
+        _require(TOPIC_PATTERN, topic, "--input_topic")
+        return Source(topic, "")
+
+    def tables(self) -> tuple[TableRef, TableRef]:
+        """The table of the rows and that of the dead letters. Raises OptionsError for a malformed name."""
+        try:
+            project = self.project()
+            return parse_table(self.output_table, project), parse_table(self.dead_letter_table, project)
+        except OptionsError:
+            raise
+        except ValueError as error:
+            raise OptionsError(str(error)) from error
+
+    def deduplicating_attribute(self) -> str | None:
+        """The attribute that identifies a message, or None."""
+        return None if self.id_label in ("", "none") else str(self.id_label)
+
+    def job_name(self) -> str:
+        """The job's name, the default one included."""
+        return str(self.view_as(GoogleCloudOptions).job_name or DEFAULT_JOB_NAME)
+
+
+def parse(argv: list[str] | None) -> SigninOptions:
+    """Reads the command line (None: the process's own) and fills in the job's defaults.
+
+    Raises OptionsError, also for an option that nobody knows, which Beam only logs. On Dataflow that
+    stays a log line: the template launcher may add an option that is newer than this Beam.
+    """
+    options = PipelineOptions(argv, save_main_session=False, streaming=True)
+    unknown = _unknown_options(options)
+    if unknown and options.view_as(StandardOptions).runner != "DataflowRunner":
+        raise OptionsError(f"Unknown option: {', '.join(unknown)}")
+    cloud = options.view_as(GoogleCloudOptions)
+    cloud.job_name = cloud.job_name or DEFAULT_JOB_NAME
+    cloud.region = cloud.region or DEFAULT_REGION
+    signin: SigninOptions = options.view_as(SigninOptions)
+    cloud.project = signin.project()
+    signin.source()
+    signin.tables()
+    return signin
+
+
+def _unknown_options(options: Any) -> list[str]:
+    known = options.get_all_options()
+    everything = options.get_all_options(retain_unknown_options=True)
+    return [f"--{name}" for name in sorted(set(everything) - set(known))]
+
+
+def _project_of(path: str) -> str:
+    parts = path.split("/")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def _require(pattern: str, value: str, option: str) -> None:
+    if not re.fullmatch(pattern, value):
+        raise OptionsError(
+            f"{option} {value!r} must look like {pattern.strip('^$').replace('[^/]+', 'NAME')}"
+        )

@@ -1,0 +1,156 @@
+"""Where the graph runs: on this machine, on Beam's DirectRunner, or on Dataflow."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from pipeline import credentials
+from pipeline.local_engine.signals import CANCELLED_EXIT_CODE, Signals
+
+if TYPE_CHECKING:
+    from pipeline.options import SigninOptions
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+DATAFLOW_CALL_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """A job that cannot begin: none to update, or tables that cannot be made."""
+
+
+def start(arguments: list[str]) -> int:
+    """Runs or submits the job that the arguments describe; returns the exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT)
+    logging.getLogger("apache_beam.typehints").setLevel(logging.WARNING)  # it tells of each annotation
+    signals = Signals()  # before Beam is imported: a drain may come while that takes its time
+    try:
+        from pipeline.local_engine.runs import UnsupportedGraphError
+        from pipeline.options import OptionsError, parse
+
+        try:
+            return _dispatch(parse(arguments), signals)
+        except (
+            OptionsError,
+            UnsupportedGraphError,
+            StartError,
+            credentials.CredentialsError,
+        ) as error:
+            _log.error("%s", error)
+            return 2
+    finally:
+        signals.close()
+
+
+def _dispatch(options: SigninOptions, signals: Signals) -> int:
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    from pipeline.options import OptionsError
+
+    runner = options.view_as(StandardOptions).runner or "LocalRunner"
+    if runner == "LocalRunner":
+        return _run_locally(options, signals)
+    signals.close()
+    if runner == "DirectRunner":
+        return _run_directly(options)
+    if runner == "DataflowRunner":
+        return _submit(options)
+    raise OptionsError(f"--runner {runner} is none of LocalRunner, DirectRunner, DataflowRunner.")
+
+
+def _run_locally(options: SigninOptions, signals: Signals) -> int:
+    from pipeline.local_engine.batch_source import ReadLeasedMessages
+    from pipeline.local_engine.session import Session
+    from pipeline.user_signin import build
+
+    # Beam's worker logs each failing bundle with its traceback; the engine tells the same once.
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    for name in ("apache_beam.runners.worker", "apache_beam.runners.common"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    credentials.require_for_emulated()
+    emulator = credentials.bigquery_emulator()
+    _ensure_tables(options, emulator)
+    source = ReadLeasedMessages(options.timestamp_attribute)
+    return Session(options, lambda pipeline: build(pipeline, options, source, emulator), signals).run()
+
+
+def _run_directly(options: SigninOptions) -> int:
+    import apache_beam as beam
+    from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
+
+    from pipeline.user_signin import build
+
+    credentials.require_for_emulated()
+    emulator = credentials.bigquery_emulator()
+    _ensure_tables(options, emulator)
+    options.id_label = "none"  # which this runner refuses
+    # By its usual name it would first download another runner, which cannot read Pub/Sub.
+    pipeline = beam.Pipeline(runner=BundleBasedDirectRunner(), options=options)
+    build(pipeline, options, bigquery_emulator=emulator)
+    try:
+        pipeline.run().wait_until_finish()
+    except KeyboardInterrupt:  # the only end that this runner has
+        return CANCELLED_EXIT_CODE
+    return 0
+
+
+def _submit(options: SigninOptions) -> int:
+    """Submits to Dataflow and does not wait; a template's launcher must end when the job begins."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, TestOptions
+
+    from pipeline.options import OptionsError
+    from pipeline.user_signin import build
+
+    dry_run = options.view_as(TestOptions).dry_run
+    cloud = options.view_as(GoogleCloudOptions)
+    if dry_run and not (cloud.temp_location or cloud.staging_location):
+        raise OptionsError("A dry run needs --temp_location gs://BUCKET/PATH, or Beam makes a bucket.")
+    if not dry_run:
+        credentials.application_default()
+        if cloud.update:
+            _require_active(options)
+        _ensure_tables(options, "")
+    pipeline = beam.Pipeline(runner="DataflowRunner", options=options)
+    build(pipeline, options)
+    pipeline.run()
+    return 0
+
+
+def _ensure_tables(options: SigninOptions, emulator: str) -> None:
+    """Makes the tables in the BigQuery of the emulator's URL, or in Google's own if that is empty."""
+    from google.api_core.exceptions import GoogleAPIError
+
+    from transforms.bigquery_tables import client, ensure_tables
+
+    if options.create_disposition == "CREATE_IF_NEEDED":
+        table, dead_letter_table = options.tables()
+        try:
+            with client(options.project(), emulator) as bigquery:
+                ensure_tables(bigquery, table, dead_letter_table)
+        except GoogleAPIError as error:
+            raise StartError(f"{table} and {dead_letter_table} cannot be made: {error}") from error
+
+
+def _require_active(options: SigninOptions) -> None:
+    """Raises StartError unless a job of that name is active: Beam 2.77 would look for it for ever."""
+    from apache_beam.options.pipeline_options import GoogleCloudOptions
+    from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client, types
+
+    cloud = options.view_as(GoogleCloudOptions)
+    request = types.ListJobsRequest(
+        project_id=options.project(),
+        location=cloud.region,
+        name=options.job_name(),
+        filter=types.ListJobsRequest.Filter.ACTIVE,
+    )
+    with JobsV1Beta3Client() as jobs:
+        if not any(
+            job.name == options.job_name() for job in jobs.list_jobs(request, timeout=DATAFLOW_CALL_SECONDS)
+        ):
+            raise StartError(
+                f"No active job is named {options.job_name()} in {cloud.region}, so there is none to update."
+            )
