@@ -49,6 +49,35 @@ class InvalidRequestError(ProblemError):
     title = "The request is not valid"
 
 
+class MalformedBodyError(ProblemError):
+    """A body that is not JSON at all; `problem_code` says what is wrong with it."""
+
+    status = 400
+    code = "malformed_body"
+    title = "The body is not JSON"
+
+
+class RouteNotFoundError(ProblemError):
+    status = 404
+    code = "not_found"
+    title = "There is nothing at this address"
+
+
+class MethodNotAllowedError(ProblemError):
+    status = 405
+    code = "method_not_allowed"
+    title = "This address does not take this method"
+
+
+class BodyTimeoutError(ProblemError):
+    """The caller did not finish sending the body in time."""
+
+    status = 408
+    code = "body_timeout"
+    title = "The body did not arrive in time"
+    retryable = True
+
+
 class BodyTooLargeError(ProblemError):
     status = 413
     code = "body_too_large"
@@ -58,7 +87,7 @@ class BodyTooLargeError(ProblemError):
 class UnsupportedMediaTypeError(ProblemError):
     status = 415
     code = "unsupported_media_type"
-    title = "The body is not JSON"
+    title = "The content type is not JSON"
 
 
 class PublishUnavailableError(ProblemError):
@@ -108,6 +137,22 @@ class ActionNotAllowedError(ProblemError):
     title = "The job's state does not allow this"
 
 
+class SubscriptionInUseError(ProblemError):
+    """An active job reads the subscription, and sharing it was not asked for; `members` name that job."""
+
+    status = 409
+    code = "subscription_in_use"
+    title = "Another job reads this subscription"
+
+
+class InvalidParametersError(ProblemError):
+    """Dataflow refused the template's parameters; `members` hold the job and one entry for each of them."""
+
+    status = 422
+    code = "invalid_parameters"
+    title = "Dataflow refused the parameters"
+
+
 class UnknownPipelineError(ProblemError):
     status = 422
     code = "unknown_pipeline"
@@ -133,6 +178,15 @@ class DatabaseUnavailableError(ProblemError):
     status = 503
     code = "database_unavailable"
     title = "The database cannot be reached now"
+    retryable = True
+
+
+class NotReadyError(ProblemError):
+    """Something that the service needs does not answer; `members` names the causes."""
+
+    status = 503
+    code = "not_ready"
+    title = "The service is not ready"
     retryable = True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from service.cli.client import DEADLINE_SECONDS, problem_sentence, service_url
 from service.cli.terminal import err, fail, out
 
-CONCURRENCY = 64
+CONCURRENCY = 32
 ATTEMPTS = 5
 LONGEST_PAUSE_SECONDS = 5.0
 
@@ -75,25 +76,25 @@ async def emit_events(
     """Posts all events, at most CONCURRENCY at once."""
     report = EmitReport()
     started = time.monotonic()
-    limits = httpx.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY)
-
     shared = _Shared(events)
+    tls = ssl.create_default_context()
 
-    async def worker(client: httpx.AsyncClient) -> None:
-        async for event in shared:
-            response = await send(client, event)
-            if response is None:
-                report.failures["no answer"] += 1
-            elif response.is_success:
-                report.accepted.append(response.json()["event_id"])
-            else:
-                report.failures[problem_sentence(response)] += 1
-            on_answer()
+    async def worker() -> None:
+        # A client each: with 64 connections in one pool, httpx spends 10 ms a request on choosing one.
+        async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS, verify=tls) as client:
+            async for event in shared:
+                response = await send(client, event)
+                if response is None:
+                    report.failures["no answer"] += 1
+                elif response.is_success:
+                    report.accepted.append(response.json()["event_id"])
+                else:
+                    report.failures[problem_sentence(response)] += 1
+                on_answer()
 
-    async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS, limits=limits) as client:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(CONCURRENCY):
-                group.create_task(worker(client))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CONCURRENCY):
+            group.create_task(worker())
     report.seconds = time.monotonic() - started
     return report
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.cli.terminal import fail, load_settings, out, table_of, variable_name
+from service.cli.terminal import fail, load_settings, out, variable_name
 from service.config import Settings
 from service.local.process import ServerProcess
 from service.local.stack import Stack
@@ -79,9 +79,9 @@ class Platform:
 
     def print_addresses(self) -> None:
         """The service's address and the variables that point other programs at the stack."""
-        out.print(f"\nservice  {self.url}   documentation  {self.url}/docs", highlight=False)
+        out.print(f"\n[dim]service:[/] {self.url}  [dim]documentation:[/] {self.url}/docs", highlight=False)
         print_environment(self._stack.environment)
-        out.print(f"data and logs  {self.settings.data_dir.absolute()}", highlight=False)
+        out.print(f"[dim]data and logs:[/] {self.settings.data_dir}", highlight=False, soft_wrap=True)
 
 
 def local_settings(settings: Settings) -> Settings:
@@ -117,8 +117,9 @@ def standalone_settings(overrides: Mapping[str, Any]) -> Settings:
 
 def print_environment(environment: Mapping[str, str]) -> None:
     """The variables that point a Google client at the stack, ready to be pasted."""
-    rows = [(f"export {name}={value}",) for name, value in sorted(environment.items())]
-    out.print(table_of("Point other programs here", ("in a shell",), rows))
+    out.print("\n[dim]point other programs at it:[/]")
+    for name, value in sorted(environment.items()):
+        out.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
 
 
 async def until_interrupted(running: Fallible) -> None:

@@ -1,0 +1,110 @@
+"""The application: its routes, and what it is built of while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+
+from service import events, health, jobs, problems
+from service.clients import Clients
+from service.config import Settings
+from service.dataflow import Dataflow
+from service.db import Database
+from service.edge import Edge
+from service.errors import ConfigError
+from service.publisher import Publisher
+from service.reconciler import Reconciler
+
+log = logging.getLogger(__name__)
+
+CLOSE_DEADLINE_SECONDS = 5.0
+_PUBLISHER_GRACE_SECONDS = 2.0
+_DESCRIPTION = "Takes sign-ins and runs the Dataflow job that writes them to BigQuery."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole service; nothing is connected before its lifespan begins."""
+    app = FastAPI(
+        title="Sign-in pipeline",
+        description=_DESCRIPTION,
+        version=health.installed_version(),
+        lifespan=lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # else asked for at every request
+    )
+    app.state.settings = settings
+    app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
+    app.include_router(jobs.router)
+    app.include_router(health.router)
+    problems.install(app)
+    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Builds what the routes use, and takes it apart in the opposite order, each part within a deadline.
+
+    Raises MissingCredentialsError before anything is served.
+    """
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        clients = Clients(settings)
+        stack.push_async_callback(_closed, "clients", clients.close, CLOSE_DEADLINE_SECONDS)
+        if settings.uses_google_cloud:
+            await _require_credentials(clients)
+        database = Database(settings)
+        stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
+        publisher = Publisher(clients, settings)
+        publishing = settings.publish_deadline_seconds + _PUBLISHER_GRACE_SECONDS
+        stack.push_async_callback(_closed, "publisher", publisher.close, publishing)
+        dataflow = Dataflow(clients, settings)
+        reconciler = Reconciler(database, dataflow, settings)
+        app.state.clients = clients
+        app.state.database = database
+        app.state.publisher = publisher
+        app.state.dataflow = dataflow
+        app.state.reconciler = reconciler
+        app.state.readiness = health.Readiness(settings, clients, database)
+        for name, work in (("warm-up", _warm_up(clients)), ("reconciler", reconciler.run())):
+            task = asyncio.create_task(work, name=name)
+            stack.push_async_callback(_ended, task)
+        yield
+
+
+async def _require_credentials(clients: Clients) -> None:
+    try:
+        await clients.credentials()
+    except ConfigError as error:
+        log.critical("%s", error)
+        raise
+
+
+async def _warm_up(clients: Clients) -> None:
+    """Imports Google's libraries after the service answers, so that the first event need not wait."""
+    try:
+        await clients.pubsub()
+        await clients.dataflow_jobs()
+        # A full collection would walk everything that was imported, and stop the loop for 0.1 s each time.
+        gc.freeze()
+    except Exception:  # the next call meets the same error and tells it to its caller
+        log.exception("Google's client libraries could not be prepared")
+
+
+async def _closed(name: str, close: Callable[[], Awaitable[None]], deadline_seconds: float) -> None:
+    try:
+        await asyncio.wait_for(close(), deadline_seconds)
+    except TimeoutError:
+        log.warning("%s did not close within %g s", name, deadline_seconds)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=CLOSE_DEADLINE_SECONDS)
+    if task.done() and not task.cancelled() and task.exception():
+        log.error("the %s ended too early", task.get_name(), exc_info=task.exception())

@@ -1,0 +1,242 @@
+"""The metadata database: engine, sessions, migrations, and whether it can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import aiosqlite
+import sqlalchemy.exc
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from service.config import Settings
+from service.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 5
+STATEMENT_TIMEOUT_SECONDS = 10
+POOL_SIZE = 10
+POOL_OVERFLOW = 10
+MIGRATION_LOCK_SECONDS = 60
+WORKERS_END_SECONDS = 1.0
+_MIGRATION_LOCK = 0x5167_6E49_6E00  # any number, the same in every replica
+
+_UNDEFINED_TABLE = "42P01"  # not migrated yet; SQLite calls that an operational error by itself
+_UNAVAILABLE = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+    TimeoutError,
+)
+
+
+class Database:
+    """One pool of connections; `session()` reads, `transaction()` writes.
+
+    Nothing may call Google while one of them is open. Operational failures of the database leave
+    both as DatabaseUnavailableError.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        url = make_url(settings.async_database_url)
+        prepare_directory(url)
+        options = engine_options(url, STATEMENT_TIMEOUT_SECONDS)
+        self._workers: WeakSet[Thread] = WeakSet()
+        if url.get_backend_name() == "sqlite":
+            options["connect_args"]["async_creator_fn"] = self._connect_sqlite
+        self._engine = create_async_engine(url, **options)
+        if url.get_backend_name() == "sqlite":
+            prepare_sqlite(self._engine.sync_engine, foreign_keys=True)
+        self._writing_engine = self._engine.execution_options(writes=True)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """A session for reading; what it changes is rolled back."""
+        with told_as_unavailable():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                yield session
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session for writing, committed at the end of the block unless it raises.
+
+        On SQLite the transaction begins as IMMEDIATE: writers queue up to the busy timeout, where a
+        reader that turns into a writer would fail at once.
+        """
+        with told_as_unavailable():
+            async with AsyncSession(self._writing_engine, expire_on_commit=False) as session, session.begin():
+                yield session
+
+    async def ping(self, *, deadline_seconds: float = 2.0) -> None:
+        """Raises DatabaseUnavailableError unless the database answers in time."""
+        with told_as_unavailable():
+            async with asyncio.timeout(deadline_seconds), self._engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+    async def is_current(self) -> bool:
+        """Whether the schema is at the newest revision that this program knows."""
+        newest = await asyncio.to_thread(newest_revisions)
+        with told_as_unavailable():
+            async with asyncio.timeout(STATEMENT_TIMEOUT_SECONDS), self._engine.connect() as connection:
+                return await connection.run_sync(applied_revisions) == newest
+
+    async def close(self) -> None:
+        """Closes every connection, and waits a moment for the threads of those that broke off.
+
+        A thread that ended after the event loop could not tell it so and would die with a traceback.
+        """
+        await self._engine.dispose()
+        await asyncio.to_thread(join_threads, list(self._workers), WORKERS_END_SECONDS)
+
+    def _connect_sqlite(self, *args: Any, **options: Any) -> aiosqlite.Connection:
+        connection = aiosqlite.connect(*args, **options)
+        thread = connection._thread  # noqa: SLF001 -- SQLAlchemy takes the same way to make it a daemon
+        thread.daemon = True
+        self._workers.add(thread)
+        return connection
+
+
+def join_threads(threads: Sequence[Thread], seconds: float) -> None:
+    """Waits until the threads have ended, at most so long."""
+    until = time.monotonic() + seconds
+    for thread in threads:
+        if thread.is_alive():
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+@contextmanager
+def told_as_unavailable() -> Iterator[None]:
+    """Turns operational failures of the database into DatabaseUnavailableError, the cause in the log only."""
+    try:
+        yield
+    except (*_UNAVAILABLE, sqlalchemy.exc.ProgrammingError) as error:
+        if not isinstance(error, _UNAVAILABLE) and getattr(error.orig, "sqlstate", "") != _UNDEFINED_TABLE:
+            raise
+        log.warning("the database cannot be used: %s", type(getattr(error, "orig", None) or error).__name__)
+        log.debug("the database's own error", exc_info=error)
+        detail = "The metadata database did not answer."
+        raise DatabaseUnavailableError(detail, retry_after_seconds=5) from error
+
+
+def engine_options(url: URL, statement_timeout_seconds: int) -> dict[str, Any]:
+    """Arguments of create_engine that bound every wait."""
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": CONNECT_TIMEOUT_SECONDS}}
+    limits = (
+        f"-c statement_timeout={statement_timeout_seconds * 1000} "
+        f"-c idle_in_transaction_session_timeout={(statement_timeout_seconds + 20) * 1000} -c timezone=UTC"
+    )
+    return {
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": limits},
+        "pool_size": POOL_SIZE,
+        "max_overflow": POOL_OVERFLOW,
+        "pool_timeout": CONNECT_TIMEOUT_SECONDS,
+        "pool_pre_ping": True,
+    }
+
+
+def prepare_directory(url: URL) -> None:
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
+    """Gives each connection its pragmas, and takes BEGIN over from the driver, which would begin too late."""
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 5000")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def scripts_directory() -> Path:
+    """Where the migrations lie: inside the installed package, or beside it in the repository."""
+    package = Path(__file__).parent
+    installed = package / "alembic"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+def alembic_config() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(scripts_directory()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+@cache
+def newest_revisions() -> set[str]:
+    """The newest revisions that this program knows; reads the scripts, once."""
+    from alembic.script import ScriptDirectory
+
+    return set(ScriptDirectory.from_config(alembic_config()).get_heads())
+
+
+def applied_revisions(connection: Connection) -> set[str]:
+    from alembic.runtime.migration import MigrationContext
+
+    return set(MigrationContext.configure(connection).get_current_heads())
+
+
+@contextmanager
+def migration_connection(settings: Settings) -> Iterator[Connection]:
+    """A transaction that only one migrating process has at a time; committed at the end of the block."""
+    url = make_url(settings.async_database_url)
+    prepare_directory(url)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        url = url.set(drivername="sqlite")
+    engine = create_engine(url, **engine_options(url, MIGRATION_LOCK_SECONDS))
+    if is_sqlite:
+        prepare_sqlite(engine, foreign_keys=False)  # tables are rebuilt by later migrations
+    try:
+        with told_as_unavailable(), engine.execution_options(writes=True).begin() as connection:
+            if not is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def migrate(settings: Settings, revision: str = "head") -> None:
+    """Brings the schema up to `revision`, all or nothing; blocks, so an event loop runs it in a thread."""
+    from alembic import command
+
+    with migration_connection(settings) as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def unmigrate(settings: Settings, revision: str = "base") -> None:
+    """Takes the schema down to `revision`, and the data with it."""
+    from alembic import command
+
+    with migration_connection(settings) as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)

@@ -1,0 +1,158 @@
+"""`/healthz`, `/readyz` and `/version`: is the process alive, can it work, and which one is it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import platform
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from service.clients import Clients
+from service.config import Settings
+from service.db import Database
+from service.errors import ConfigError, NotReadyError, ProblemError
+from service.problems import responses
+
+CHECK_DEADLINE_SECONDS = 3.0
+CACHE_SECONDS = 1.0
+router = APIRouter(tags=["health"])
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Version(BaseModel):
+    """Which program answers."""
+
+    name: str = "signin-pipeline"
+    version: str
+    python: str
+
+
+class Dependency(BaseModel):
+    """What one dependency said."""
+
+    ok: bool
+    cause: str | None = Field(None, description="Why it is not ok")
+    latency_ms: float
+
+
+class Ready(BaseModel):
+    """Everything that the service needs answers."""
+
+    status: Literal["ready"] = "ready"
+    dependencies: dict[str, Dependency]
+
+
+class Readiness:
+    """Asks every dependency at once, at most once in `CACHE_SECONDS` however often it is asked."""
+
+    def __init__(self, settings: Settings, clients: Clients, database: Database) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._database = database
+        self._checks: dict[str, Callable[[], Awaitable[None]]] = {
+            "database": self._check_database,
+            "pubsub": self._check_pubsub,
+            "dataflow": self._check_dataflow,
+        }
+        self._asking = asyncio.Lock()
+        self._asked_at = float("-inf")
+        self._answers: dict[str, Dependency] = {}
+
+    async def dependencies(self) -> dict[str, Dependency]:
+        async with self._asking:
+            if time.monotonic() - self._asked_at > CACHE_SECONDS:
+                found = await asyncio.gather(*(self._ask(check) for check in self._checks.values()))
+                self._answers = dict(zip(self._checks, found, strict=True))
+                self._asked_at = time.monotonic()
+            return self._answers
+
+    async def _ask(self, check: Callable[[], Awaitable[None]]) -> Dependency:
+        started = time.perf_counter()
+        cause = None
+        try:
+            async with asyncio.timeout(CHECK_DEADLINE_SECONDS):
+                await check()
+        except Exception as error:  # noqa: BLE001 - a check that breaks is an answer too
+            cause = _cause(error)
+        return Dependency(
+            ok=cause is None, cause=cause, latency_ms=round((time.perf_counter() - started) * 1000, 1)
+        )
+
+    async def _check_database(self) -> None:
+        await self._database.ping()
+        if not await self._database.is_current():
+            raise ConfigError("the schema is not at the newest revision: run `signin migrate`")
+
+    async def _check_pubsub(self) -> None:
+        pubsub = await self._clients.pubsub()
+        await pubsub.get_topic(
+            pubsub.GetTopicRequest(topic=self._settings.topic_path),
+            timeout=CHECK_DEADLINE_SECONDS,
+            metadata=pubsub.metadata,
+        )
+
+    async def _check_dataflow(self) -> None:
+        jobs = await self._clients.dataflow_jobs()
+        request = {"project_id": self._settings.project, "location": self._settings.region, "page_size": 1}
+        await jobs.list_jobs(request=request, timeout=CHECK_DEADLINE_SECONDS, retry=None)
+
+
+def _cause(error: Exception) -> str:
+    """Why a check failed, in words that may leave the process."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CHECK_DEADLINE_SECONDS:g} s"
+    if isinstance(error, ProblemError):
+        return error.detail
+    if isinstance(error, ConfigError):
+        return str(error)
+    code: Any = getattr(error, "grpc_status_code", None) or getattr(error, "code", None)
+    code = code() if callable(code) else code
+    return str(getattr(code, "name", type(error).__name__))
+
+
+@router.get("/healthz")
+async def healthz() -> Alive:
+    """Tell that the process is alive; asks nobody else."""
+    return Alive()
+
+
+@router.get("/readyz", responses=responses(NotReadyError))
+async def readyz(request: Request) -> Ready:
+    """Tell whether database, Pub/Sub and Dataflow answer, and the cause where one does not."""
+    readiness: Readiness = request.app.state.readiness
+    dependencies = await readiness.dependencies()
+    failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
+    if failed:
+        raise NotReadyError(
+            "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
+            retry_after_seconds=1,
+            members={"dependencies": {name: each.model_dump() for name, each in dependencies.items()}},
+        )
+    return Ready(dependencies=dependencies)
+
+
+@router.get("/version")
+async def version() -> Version:
+    """Tell which version of the service this is."""
+    return Version(version=installed_version(), python=platform.python_version())
+
+
+@functools.cache
+def installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("signin-pipeline")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,126 @@
+"""The life of a job as pure functions: what an observation does to it, and what may be asked of it now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+LAUNCHING = "LAUNCHING"  # the row exists, Dataflow's word is not known yet
+REJECTED = "REJECTED"  # the launch was refused
+LOST = "LOST"  # Dataflow denied the job for long enough
+UNRECOGNIZED = "UNRECOGNIZED"  # Dataflow says a word that is not listed here
+
+WAITING_STATES = frozenset({LAUNCHING, "STOPPED", "QUEUED", "PENDING"})
+ENDING_STATES = frozenset({"DRAINING", "CANCELLING", "RESOURCE_CLEANING_UP"})
+STEADY_STATES = frozenset({"RUNNING", "PAUSING", "PAUSED"})
+DATAFLOW_TERMINAL = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+TERMINAL_STATES = DATAFLOW_TERMINAL | {REJECTED, LOST}
+DATAFLOW_STATES = (WAITING_STATES - {LAUNCHING}) | ENDING_STATES | STEADY_STATES | DATAFLOW_TERMINAL
+STATES = DATAFLOW_STATES | {LAUNCHING, REJECTED, LOST, UNRECOGNIZED}
+
+Requested = Literal["RUNNING", "DRAINED", "CANCELLED"]
+REQUESTED_ORDER: tuple[str, ...] = ("RUNNING", "DRAINED", "CANCELLED")
+
+Action = Literal["drain", "cancel"]
+GOALS: dict[Action, Requested] = {"drain": "DRAINED", "cancel": "CANCELLED"}
+_ON_THE_WAY: dict[Action, str] = {"drain": "DRAINING", "cancel": "CANCELLING"}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What an observation does: the state from now on, and the state to ask Dataflow for, if any."""
+
+    state: str
+    changed: bool
+    ended: bool
+    send: Requested | None
+
+
+class Verdict(StrEnum):
+    """The answer to an action that is asked for."""
+
+    ALLOWED = "allowed"
+    ALREADY = "already"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Whether an action is allowed now; `reason` says why not, and is empty where it is."""
+
+    verdict: Verdict
+    reason: str = ""
+
+
+def raised(current: str, wanted: str) -> str:
+    """The higher of two requested states: RUNNING < DRAINED < CANCELLED."""
+    return max(current, wanted, key=REQUESTED_ORDER.index)
+
+
+def is_terminal(state: str) -> bool:
+    return state in TERMINAL_STATES
+
+
+def is_in_transition(state: str, requested: str) -> bool:
+    """Whether the job is on its way to another state, so that a look at it alone is worth a call."""
+    if is_terminal(state):
+        return False
+    return state not in STEADY_STATES or requested != "RUNNING"
+
+
+def observe(state: str, requested: str, seen: str) -> Transition:
+    """What follows when Dataflow says `seen` of a job in `state`.
+
+    `seen` is Dataflow's word without its prefix, any text; `UNKNOWN` or nothing means that the answer
+    carried no state. Total: every pair has a transition, terminal states absorb, and what is not
+    listed becomes UNRECOGNIZED.
+    """
+    if is_terminal(state):
+        return Transition(state, changed=False, ended=True, send=None)
+    told = seen if seen in DATAFLOW_STATES else UNRECOGNIZED
+    after = state if seen in ("", "UNKNOWN") else told
+    return Transition(
+        after, changed=after != state, ended=is_terminal(after), send=state_to_send(after, requested)
+    )
+
+
+def state_to_send(state: str, requested: str) -> Requested | None:
+    """The state to ask Dataflow for now; None where nothing is wanted, or it is too early, or on its way.
+
+    A drain waits until the job runs, because Dataflow refuses it before. Nothing automatic happens to
+    an unrecognized state, but a cancel that a person asked for is sent.
+    """
+    if is_terminal(state) or state in ENDING_STATES - {"DRAINING"}:
+        return None
+    if requested == "CANCELLED":
+        return "CANCELLED"
+    if requested == "DRAINED" and state == "RUNNING":
+        return "DRAINED"
+    return None
+
+
+def permission(action: Action, state: str, requested: str) -> Permission:
+    """Whether `action` may be asked for in this state, or is already so."""
+    goal = GOALS[action]
+    if state == goal:
+        return Permission(Verdict.ALREADY, f"The job is {state} already.")
+    if is_terminal(state):
+        return Permission(Verdict.REFUSED, f"The job has ended as {state}.")
+    if requested == goal or state == _ON_THE_WAY[action]:
+        return Permission(Verdict.ALREADY, f"The job has been asked to {action} already.")
+    refusal = _drain_refusal(state, requested) if action == "drain" else ""
+    return Permission(Verdict.REFUSED if refusal else Verdict.ALLOWED, refusal)
+
+
+def _drain_refusal(state: str, requested: str) -> str:
+    if requested == "CANCELLED" or state == "CANCELLING":
+        return "The job has been asked to cancel, which goes further than a drain."
+    if state == UNRECOGNIZED:
+        return "Dataflow reports a state that this service does not know."
+    return ""
+
+
+def allowed_actions(state: str, requested: str) -> dict[Action, Permission]:
+    """Every action with its permission: the one table that the routes answer from."""
+    return {action: permission(action, state, requested) for action in GOALS}

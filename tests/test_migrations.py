@@ -1,0 +1,133 @@
+"""The migrations lead to the models, and back, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect, text
+from sqlmodel import SQLModel
+
+from service import db
+from service.config import Settings
+from service.db import Database, migrate, migration_connection, unmigrate
+from service.errors import DatabaseUnavailableError
+
+
+def settings_for(url: str) -> Settings:
+    return Settings(_env_file=None, database_url=url)
+
+
+def tables(url: str) -> set[str]:
+    with migration_connection(settings_for(url)) as connection:
+        return set(inspect(connection).get_table_names())
+
+
+def partial_indexes(url: str) -> dict[str, str]:
+    """Name and predicate of the partial indexes of `jobs`; alembic does not compare predicates."""
+    with migration_connection(settings_for(url)) as connection:
+        dialect = connection.dialect.name
+        return {
+            str(index["name"]): str(index["dialect_options"][f"{dialect}_where"]).strip("()")
+            for index in inspect(connection).get_indexes("jobs")
+            if index.get("dialect_options", {}).get(f"{dialect}_where") is not None
+        }
+
+
+def test_upgrade_to_head_makes_what_the_models_say(empty_database_url: str) -> None:
+    migrate(settings_for(empty_database_url))
+    with migration_connection(settings_for(empty_database_url)) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+    assert partial_indexes(empty_database_url) == {
+        "ix_jobs_active": "ended_at IS NULL",
+        "uq_jobs_active_subscription": "ended_at IS NULL",
+    }
+
+
+def test_downgrade_to_base_leaves_nothing_and_upgrade_comes_back(empty_database_url: str) -> None:
+    migrate(settings_for(empty_database_url))
+    unmigrate(settings_for(empty_database_url))
+    assert tables(empty_database_url) == {"alembic_version"}
+    migrate(settings_for(empty_database_url))
+    assert tables(empty_database_url) >= {"jobs", "attempts", "job_events"}
+
+
+def test_processes_that_migrate_at_the_same_time_wait_for_each_other(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(migrate, [settings_for(empty_database_url)] * 4))
+    assert tables(empty_database_url) >= {"jobs", "attempts", "job_events"}
+
+
+def test_a_migration_that_fails_leaves_the_schema_as_it_was(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = tmp_path / "alembic"
+    shutil.copytree(db.scripts_directory(), scripts)
+    (scripts / "versions" / "0002_breaks.py").write_text(
+        "from alembic import op\n"
+        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "def upgrade():\n"
+        "    op.execute('CREATE TABLE half (id INTEGER)')\n"
+        "    raise RuntimeError('broken on purpose')\n"
+    )
+    monkeypatch.setattr(db, "scripts_directory", lambda: scripts)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        migrate(settings_for(empty_database_url))
+    assert tables(empty_database_url) == set()
+
+
+async def test_the_database_knows_whether_its_schema_is_current(empty_database_url: str) -> None:
+    database = Database(settings_for(empty_database_url))
+    try:
+        await database.ping()
+        assert not await database.is_current()
+        await asyncio.to_thread(migrate, settings_for(empty_database_url))
+        assert await database.is_current()
+        await asyncio.to_thread(unmigrate, settings_for(empty_database_url))
+        assert not await database.is_current()
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:9/none", "sqlite:////proc"])
+async def test_a_database_that_is_away_is_told_as_unavailable(url: str) -> None:
+    database = Database(settings_for(url))
+    try:
+        with pytest.raises(DatabaseUnavailableError):
+            await database.ping()
+    finally:
+        await database.close()
+
+
+async def test_a_missing_schema_is_told_as_unavailable(empty_database_url: str) -> None:
+    database = Database(settings_for(empty_database_url))
+    try:
+        with pytest.raises(DatabaseUnavailableError):
+            async with database.transaction() as session:
+                await session.exec(text("SELECT id FROM jobs"))  # type: ignore[call-overload]
+    finally:
+        await database.close()
+
+
+def test_the_migrations_run_from_an_installed_package_whose_path_has_a_percent_sign(tmp_path: Path) -> None:
+    root = Path(db.__file__).parents[1]
+    site = tmp_path / "100%site"
+    shutil.copytree(root / "service", site / "service", ignore=shutil.ignore_patterns("__pycache__", "local"))
+    shutil.copytree(root / "alembic", site / "service" / "alembic")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from service import db; from service.config import Settings\n"
+        "assert db.__file__.startswith(sys.argv[1])\n"
+        "assert db.scripts_directory().parent.name == 'service'\n"
+        "db.migrate(Settings(_env_file=None, data_dir='data'))\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(site)], cwd=tmp_path, check=True, timeout=60)
+    assert tables(f"sqlite:///{tmp_path / 'data' / 'signin.db'}") >= {"jobs", "attempts", "job_events"}
