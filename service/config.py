@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     subnetwork: str = Field("", description="Subnetwork of the workers")
 
     # Logs
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged")
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="auto: text on a terminal, JSON otherwise"
     )
@@ -137,8 +137,8 @@ class Settings(BaseSettings):
         """Raises ConfigError where strangers could use the service and nobody said that they may."""
         if not is_loopback(self.host) and not self.allow_unauthenticated_access:
             raise ConfigError(
-                f"SIGNIN_HOST={self.host} is reachable from other machines and no authentication is configured. "
-                "Listen on 127.0.0.1, or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
+                f"SIGNIN_HOST={self.host} is reachable from other machines and no authentication "
+                "is configured. Listen on 127.0.0.1, or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
             )
 
     def require_startable(self) -> None:

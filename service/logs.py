@@ -17,7 +17,17 @@ current_request_id: contextvars.ContextVar[str] = contextvars.ContextVar("curren
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s%(request_suffix)s"
 _SERVER_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 # Their DEBUG records repeat every frame on the wire, payloads included.
-CHATTY = ("aiosqlite", "asyncio", "hpack", "httpcore", "httpx", "urllib3", "google.auth", "sqlalchemy")
+CHATTY = (
+    "aiosqlite",
+    "alembic.runtime.plugins",
+    "asyncio",
+    "hpack",
+    "httpcore",
+    "httpx",
+    "urllib3",
+    "google.auth",
+    "sqlalchemy",
+)
 
 
 class JsonFormatter(logging.Formatter):
@@ -78,4 +88,4 @@ def configure(settings: Settings) -> None:
         logger.propagate = True
     if not settings.debug_log:
         for name in CHATTY:
-            logging.getLogger(name).setLevel(max(level, logging.INFO))
+            logging.getLogger(name).setLevel(max(level, logging.WARNING))  # each statement at INFO

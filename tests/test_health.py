@@ -58,6 +58,28 @@ async def test_each_cause_of_not_being_ready_is_told(tmp_path, empty_database_ur
         assert not any(each["ok"] for each in problem["dependencies"].values())
 
 
+async def test_without_dataflow_the_service_is_degraded_but_takes_sign_ins(tmp_path, database_url):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url) as (_, settings, _reader),
+        serving(settings) as client,
+    ):
+        response = await client.get("/readyz")
+        assert response.status_code == 200
+        assert response.json()["status"] == "degraded"
+        assert response.json()["dependencies"]["dataflow"]["cause"] == "UNAVAILABLE"
+
+
+async def test_a_publisher_that_may_not_look_at_its_topic_is_ready(tmp_path, database_url):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url) as (server, settings, _reader),
+        serving(settings) as client,
+    ):
+        server.faults.set([Fault(method="GetTopic", code="PERMISSION_DENIED")])
+        response = await client.get("/readyz")
+        assert response.status_code == 200
+        assert response.json()["dependencies"]["pubsub"]["ok"]
+
+
 async def test_a_database_that_is_not_there_is_told(tmp_path):
     url = f"postgresql://nobody@{NOBODY}/nothing"
     async with serving(settings_for(tmp_path, database_url=url)) as client:

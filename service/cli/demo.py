@@ -173,7 +173,9 @@ class Demo:
     ) -> None:
         out.print(row_table(await asyncio.to_thread(tables.newest, 10)))
         out.print(dead_letter_table(await asyncio.to_thread(tables.dead_letters, 10)))
-        jobs.show_job(checked(await client.get(f"/jobs/{job_id}")))
+        job = checked(await client.get(f"/jobs/{job_id}"))
+        jobs.show_job(job)
+        self._say(job_speed(job))
         if not self._keep:
             platform.print_addresses()
 
@@ -204,6 +206,18 @@ def publish_broken(settings: Settings) -> None:
         client = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
         messages = [{"data": payload} for payload in BROKEN_MESSAGES]
         client.publish(topic=settings.topic_path, messages=messages, timeout=REQUEST_DEADLINE_SECONDS)
+
+
+def job_speed(job: dict[str, Any]) -> str:
+    """How fast the job was while it had something to do, by its own counters."""
+    counters = job.get("counters") or {}
+    seconds = counters.get("busy_milliseconds", 0) / 1000
+    if not seconds:
+        return "the job has not reported its speed yet"
+    messages = counters.get("messages_acknowledged", 0)
+    return (
+        f"the job moved {messages:,} messages in {seconds:.1f} s of work ({messages / seconds:,.0f} events/s)"
+    )
 
 
 def look(tables: SigninTables, report: EmitReport) -> Arrival:

@@ -150,7 +150,8 @@ def emit(
             emit_events(base_url, sample_events(count, rate), lambda: progress.advance(task))
         )
     out.print(
-        f"{len(report.accepted):,} accepted in {report.seconds:.1f} s, {report.events_per_second:,.0f} events/s"
+        f"{len(report.accepted):,} accepted in {report.seconds:.1f} s, "
+        f"{report.events_per_second:,.0f} events/s"
     )
     if report.failures:
         fail("; ".join(f"{n:,} x {cause}" for cause, n in report.failures.most_common(5)))

@@ -113,4 +113,4 @@ def show_job(job: dict[str, Any]) -> None:
         if value:
             out.print(f"  [dim]{label:<13}[/]{value}", highlight=False)
     for name, value in sorted((job.get("counters") or {}).items()):
-        out.print(f"  [dim]{name:<26}[/]{value:,}", highlight=False)
+        out.print(f"  [dim]{name:<30}[/]{value:,}", highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,17 +61,15 @@ def serve(
     announce: Annotated[bool, typer.Option("--announce", hidden=True)] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on")] = None,
+    debug_log: Annotated[Path | None, typer.Option(help="File that gets every log record besides")] = None,
 ) -> None:
     """Run the service alone, against Google Cloud or the emulators that the environment names."""
-    from service.db import migrate as migrate_database
     from service.logs import configure
 
     with clear_errors():
-        settings = load_settings({"host": host, "port": port})
+        settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
         settings.require_startable()
         configure(settings)
-        if not settings.database_url:
-            migrate_database(settings)  # the embedded default is nobody else's to migrate
         run_server(settings, announce=announce)
 
 
@@ -78,7 +77,12 @@ def run_server(settings: Settings, *, announce: bool) -> None:
     """Serves until a signal comes. Raises ConfigError where the port is taken or credentials are missing."""
     from service import server
     from service.app import create_app
+    from service.db import migrate as migrate_database
 
+    if settings.uses_google_cloud:
+        asyncio.run(find_credentials(settings))
+    if not settings.database_url:
+        migrate_database(settings)  # the embedded default is nobody else's to migrate
     try:
         listener = server.listen_on(settings.host, settings.port)
     except OSError as error:
@@ -96,6 +100,17 @@ def run_server(settings: Settings, *, announce: bool) -> None:
             out.print(f"The service answers at {url}, its documentation at {url}/docs", highlight=False)
 
     server.run(create_app(settings), listener, started)
+
+
+async def find_credentials(settings: Settings) -> None:
+    """Raises MissingCredentialsError, whose message names the commands that make credentials."""
+    from service.clients import Clients
+
+    clients = Clients(settings)
+    try:
+        await clients.credentials()
+    finally:
+        await clients.close()
 
 
 def migrate() -> None:

@@ -35,7 +35,7 @@ STATE_STYLES = {
 
 def fail(message: str, *, exit_code: int = 1) -> NoReturn:
     """Ends the command with a one-sentence cause on standard error."""
-    err.print(f"[bold red]error:[/] {escape(message)}")
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(exit_code)
 
 
