@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from alembic import context
 from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
-from alembic import context
 from service import models  # noqa: F401 -- the tables register themselves
 from service.config import Settings
 from service.db import migration_connection

@@ -138,7 +138,8 @@ class Settings(BaseSettings):
         if not is_loopback(self.host) and not self.allow_unauthenticated_access:
             raise ConfigError(
                 f"SIGNIN_HOST={self.host} is reachable from other machines and no authentication "
-                "is configured. Listen on 127.0.0.1, or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
+                "is configured. Listen on 127.0.0.1, "
+                "or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
             )
 
     def require_startable(self) -> None:

@@ -92,7 +92,7 @@ class Dataflow:
     def __init__(self, clients: Clients, settings: Settings) -> None:
         self._clients = clients
         self._settings = settings
-        self._counters: OrderedDict[str, tuple[float, dict[str, int] | None]] = OrderedDict()
+        self._counters: OrderedDict[tuple[str, str], tuple[float, dict[str, int] | None]] = OrderedDict()
 
     async def launch(self, job: Job) -> SeenJob:
         """Launches the job once, its token as a label; the answer seldom carries a state."""
@@ -159,13 +159,13 @@ class Dataflow:
         texts = [message.message_text for message in pager.job_messages]
         return texts[-1][-_DETAIL_CHARACTERS:] if texts else None
 
-    async def counters(self, project: str, region: str, job_id: str) -> dict[str, int] | None:
+    async def counters(self, project: str, region: str, job_id: str, state: str) -> dict[str, int] | None:
         """The job's own Beam counters by name, summed over steps; None where they are not known.
 
-        Asked for at most once in a reconcile interval.
+        Asked for at most once in a reconcile interval and `state`: an end brings the last numbers along.
         """
         now = time.monotonic()
-        kept = self._counters.get(job_id)
+        kept = self._counters.get((job_id, state))
         if kept and now - kept[0] < min(self._settings.reconcile_interval_seconds, 5.0):
             return kept[1]
         request = {"project_id": project, "location": region, "job_id": job_id}
@@ -180,8 +180,8 @@ class Dataflow:
             counters = committed_counters(answer)
         except DataflowError:
             pass
-        self._counters[job_id] = (now, counters)
-        self._counters.move_to_end(job_id)
+        self._counters[job_id, state] = (now, counters)
+        self._counters.move_to_end((job_id, state))
         if len(self._counters) > _COUNTERS_KEPT:
             self._counters.popitem(last=False)
         return counters

@@ -199,7 +199,8 @@ async def whole_job(desk: Desk, job_id: str, *, with_counters: bool) -> JobView:
         attempts = await job_store.attempts(session, job_id)
     counters, dataflow_job_id = None, entry.attempt.dataflow_job_id
     if with_counters and dataflow_job_id:
-        counters = await desk.dataflow.counters(entry.job.project, entry.job.region, dataflow_job_id)
+        job = entry.job
+        counters = await desk.dataflow.counters(job.project, job.region, dataflow_job_id, job.state)
     return show(entry, attempts, counters, desk.settings, utc_now())
 
 

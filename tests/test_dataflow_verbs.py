@@ -118,12 +118,14 @@ async def test_lists_are_read_to_their_last_page(world: World, monkeypatch: pyte
     assert world.calls()["ListJobs"] == 3
 
 
-async def test_counters_are_asked_for_at_most_once_in_an_interval(tmp_path: Path) -> None:
+async def test_counters_are_asked_for_once_in_an_interval_and_again_when_the_job_has_moved_on(
+    tmp_path: Path,
+) -> None:
     url = f"sqlite:///{tmp_path}/unused.db"
     async with make_world(tmp_path, url, reconcile_interval_seconds=60) as world:
-        for _ in range(3):
-            assert await world.dataflow.counters(*PLACE, "nobody") is None
-        assert world.calls() == {"GetJobMetrics": 1}
+        for state in ("RUNNING", "RUNNING", "DRAINED", "DRAINED"):
+            assert await world.dataflow.counters(*PLACE, "nobody", state) is None
+        assert world.calls() == {"GetJobMetrics": 2}
 
 
 def test_counters_leave_out_tentative_twins_and_what_beam_counts_itself() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from service.cli.terminal import fail
+from service.cli.terminal import fail, load_settings
 from service.config import Settings
 from service.local.stack import read_running
 
@@ -19,8 +19,6 @@ def running_settings() -> Settings:
 
     Variables that the user set win, so that pointing at Google Cloud or at another stack stays possible.
     """
-    from service.cli.terminal import load_settings
-
     settings = load_settings()
     running = read_running(settings.data_dir)
     if not running or not settings.uses_google_cloud:
@@ -37,8 +35,6 @@ def running_settings() -> Settings:
 
 def service_url(url: str | None) -> str:
     """The service's base URL: as given, by SIGNIN_URL, of the running `signin up`, or the default port."""
-    from service.cli.terminal import load_settings
-
     if chosen := url or os.environ.get("SIGNIN_URL"):
         return chosen.rstrip("/")
     settings = load_settings()
@@ -53,9 +49,9 @@ def request(method: str, base_url: str, path: str, **arguments: Any) -> Any:
         response = httpx.request(method, base_url + path, timeout=DEADLINE_SECONDS, **arguments)
     except httpx.TransportError as error:
         fail(f"{base_url} does not answer ({type(error).__name__}). Is the service running? Try `signin up`.")
-    if response.is_success:
-        return response.json()
-    fail(problem_sentence(response))
+    if not response.is_success:
+        fail(problem_sentence(response))
+    return response.json()
 
 
 def problem_sentence(response: httpx.Response) -> str:

@@ -117,7 +117,8 @@ class Demo:
             raise DemoFailedError(complaint)
         self._say(
             f"{len(report.accepted):,} sign-ins became {len(report.accepted):,} rows, "
-            f"{len(BROKEN_MESSAGES)} broken messages became {arrival.dead_letters} dead letters; nothing was lost"
+            f"{len(BROKEN_MESSAGES)} broken messages became {arrival.dead_letters} dead letters; "
+            "nothing was lost"
         )
 
     async def _launch(self, client: httpx.AsyncClient) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Backlog:
             head = ready[0]
             queue = head.waiting if isinstance(head, KeyGroup) else ready
             delivery = queue[0]
-            assert isinstance(delivery, Delivery)  # noqa: S101 - the type of the queue's other half
+            assert isinstance(delivery, Delivery)
             size += len(delivery.message.blob)
             if size > max_bytes and taken:
                 break

@@ -1,0 +1,243 @@
+"""The `signin` command: what it prints, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from rich.console import Console
+
+from service.cli.demo import BROKEN_MESSAGES, Arrival, look
+from service.cli.emit import EmitReport
+from service.cli.rows import preview
+from service.cli.terminal import cell
+from tests.running import Up, clean_environment, until
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def signin(*arguments, cwd, timeout=60, **environment):
+    """Runs the command as a user does; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        check=False,
+        cwd=cwd,
+        env=clean_environment() | {"COLUMNS": "200", "HOME": str(cwd)} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    up = Up(tmp_path_factory.mktemp("up")).start()
+    yield up
+    assert up.stop() == 0
+
+
+def test_a_job_is_launched_shown_fed_and_drained_from_the_command_line(up):
+    def run(*arguments):
+        done = signin(*arguments, cwd=up.directory)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    launched = run("jobs", "launch", "--wait", "40", "--name", "by-hand")
+    job_id = launched.split()[0]
+    assert "RUNNING" in launched
+    answer = json.loads(run("emit", "--userid", "ada", "--date", "2026-01-02T03:04:05Z", "--event-id", "e-1"))
+    assert answer["event_id"] == "e-1"
+    assert answer["status"] == "published"
+    assert "25 accepted" in run("emit", "--count", "25", "--rate", "500")
+    until(lambda: len(up.rows()) == 26)
+    shown = run("rows", "--limit", "1000")
+    assert "2026-01-02 03:04:05.000" in shown
+    assert "e-1" in shown
+    assert "Dead letters" in run("rows", "--dead-letters")
+    assert job_id in run("jobs", "list", "--active")
+    until(lambda: "signins_parsed" in run("jobs", "show", job_id))
+    assert "DRAINED" in run("jobs", "drain", job_id, "--wait", "40")
+    assert job_id not in run("jobs", "list", "--active")
+    refused = signin("jobs", "cancel", job_id, cwd=up.directory)
+    assert refused.returncode == 1
+    assert "action_not_allowed" in refused.stderr
+
+
+def test_a_fault_from_the_command_line_stops_publishing_until_it_is_cleared(up):
+    assert signin("local", "faults", "pubsub", "--code", "UNAVAILABLE", cwd=up.directory).returncode == 0
+    refused = signin("emit", cwd=up.directory)
+    assert refused.returncode == 1
+    assert "publish_unavailable" in refused.stderr
+    assert signin("local", "faults", "pubsub", "--clear", cwd=up.directory).returncode == 0
+    assert signin("emit", cwd=up.directory).returncode == 0
+
+
+def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):
+    refused = signin("emit", "--date", "yesterday", cwd=up.directory)
+    assert refused.returncode == 1
+    assert "422 date_invalid" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "words"),
+    [
+        (["serve"], {}, 2, "SIGNIN_PROJECT is not set"),
+        (["serve"], {"SIGNIN_PROJECT": "my-project"}, 2, "gcloud auth application-default login"),
+        (["serve", "--host", "0.0.0.0"], {}, 2, "SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true"),
+        (["up"], {"SIGNIN_HOST": "0.0.0.0"}, 2, "SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true"),
+        (["serve"], {"SIGNIN_PORT": "many"}, 2, "SIGNIN_PORT"),
+        (["migrate"], {"SIGNIN_DATABASE_URL": "mysql://somewhere"}, 2, "sqlite:// or postgresql://"),
+        (["emit"], {"SIGNIN_URL": "http://127.0.0.1:1"}, 1, "signin up"),
+        (["jobs", "list", "--url", "http://127.0.0.1:1"], {}, 1, "signin up"),
+        (["jobs", "launch", "--parameter", "nothing"], {}, 2, "name=value"),
+        (["local", "faults", "pubsub", "--clear"], {}, 1, "no local stack is running"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(tmp_path, arguments, environment, code, words):
+    done = signin(*arguments, cwd=tmp_path, **environment)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(up, tmp_path):
+    port = up.url.rsplit(":", 1)[1]
+    done = signin(
+        "up",
+        "--port",
+        port,
+        "--pubsub-port",
+        "0",
+        "--dataflow-port",
+        "0",
+        "--bigquery-port",
+        "0",
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
+
+
+def test_a_second_up_on_the_same_directory_is_refused_and_names_the_first(up):
+    done = signin("up", "--port", "0", cwd=up.directory)
+    assert done.returncode == 1
+    assert "in use by another stack" in done.stderr
+
+
+def test_serve_migrates_the_embedded_database_starts_and_ends_with_code_0_on_sigterm(up, tmp_path):
+    points = {name: value for name, value in up.environment.items() if name.endswith("_EMULATOR_HOST")}
+    serve = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "service",
+            "serve",
+            "--announce",
+            "--port",
+            "0",
+            "--debug-log",
+            "debugging.log",
+        ],
+        cwd=tmp_path,
+        env=clean_environment() | points,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert json.loads(serve.stdout.readline())["ready"].startswith("http://127.0.0.1:")
+        assert (tmp_path / ".signin" / "signin.db").exists()
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(timeout=30) == 0
+    finally:
+        serve.kill()
+        serve.stdout.close()
+    assert "DEBUG" in (tmp_path / "debugging.log").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_while_everything_starts_leaves_nothing_behind(tmp_path):
+    mark = Up(tmp_path)
+    with (tmp_path / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "up", "--port", "0", "--pubsub-port", "0"],
+            cwd=tmp_path,
+            env=clean_environment() | {"SIGNIN_TEST_MARK": mark.mark},
+            stdout=log,
+            stderr=log,
+        )
+        until(lambda: len(mark.left()) >= 2)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=40)
+    until(lambda: not mark.left(), 5)
+
+
+def test_the_demo_accounts_for_every_message_and_ends_with_code_0(tmp_path):
+    done = signin("demo", "--events", "50", cwd=tmp_path, timeout=180)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "50 sign-ins became 50 rows",
+        f"{len(BROKEN_MESSAGES)} dead letters; nothing was lost",
+        "is DRAINED",
+        "events/s",
+        "PUBSUB_EMULATOR_HOST=",
+        *BROKEN_MESSAGES.values(),
+    ):
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+class Tables:
+    """What `look` reads, with the answer given."""
+
+    def __init__(self, ids, reasons):
+        self.event_ids = lambda: ids
+        self.dead_letter_reasons = lambda: reasons
+
+
+ALL_REASONS = list(BROKEN_MESSAGES.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "reasons", "complaint"),
+    [
+        (["a", "b"], ALL_REASONS, ""),
+        (["a"], ALL_REASONS, "1 accepted events are not in the table"),
+        (["a", "b", "b"], ALL_REASONS, "1 rows are there that nobody sent, or twice"),
+        (["a", "b", "c"], ALL_REASONS, "1 rows are there that nobody sent, or twice"),
+        (["a", "b"], ALL_REASONS[1:], "dead letters are"),
+    ],
+)
+def test_the_demo_complains_of_anything_that_is_not_exactly_once(rows, reasons, complaint):
+    arrival = look(Tables(rows, reasons), EmitReport(accepted=["a", "b"]))
+    assert isinstance(arrival, Arrival)
+    assert complaint in arrival.complaint()
+    assert bool(complaint) == bool(arrival.complaint())
+
+
+def test_no_cell_of_a_table_can_be_taken_for_markup_or_break_the_terminal():
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(cell("[red]x[/red]"))
+    assert captured.get().strip() == "[red]x[/red]"
+    assert "\x1b" not in preview(b"\x1b[2Jgone")
+    assert preview(b"a" * 1000) == "a" * 60 + "…"
+
+
+def test_a_report_counts_events_a_second_over_the_whole_run():
+    report = EmitReport(accepted=["a", "b"], failures=Counter(), seconds=0.5)
+    assert report.events_per_second == 4
+
+
+def test_help_is_quick_enough_to_be_asked_for(tmp_path):
+    program = "import sys, service.cli; print({'apache_beam', 'fastapi', 'sqlmodel'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"
