@@ -53,7 +53,10 @@ _FIELDS = frozenset({"userid", "date", "event_id", "attributes"})
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _EVENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# One that does not end reaches to the end of the bytes. Possessive, and a match at every quote: whatever
+# the bytes are, each is looked at once.
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _JSON_SPACE = b" \t\n\r"
 
 
@@ -191,11 +194,11 @@ def _raw_fields(data: bytes) -> dict[str, msgspec.Raw]:
 def _nesting(data: bytes) -> int:
     """The deepest nesting of brackets and braces outside of strings."""
     depth = deepest = 0
-    for byte in _JSON_STRING.sub(b"", data):
+    for byte in _JSON_STRING.sub(b"", data).translate(None, _NOT_BRACKETS):
         if byte in b"[{":
             depth += 1
             deepest = max(deepest, depth)
-        elif byte in b"]}":
+        else:
             depth -= 1
     return deepest
 

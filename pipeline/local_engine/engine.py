@@ -96,7 +96,6 @@ class Engine:
                     return
                 begun = time.monotonic()
                 self._process(batch)
-                self._report.count("busy_milliseconds", round((time.monotonic() - begun) * 1000))
         finally:
             self._draining.set()
             self._prefetch.stop()

@@ -86,7 +86,7 @@ class Demo:
         self._settings = settings
         self._events = events
         self._keep = keep
-        self._started = time.monotonic()
+        self._started = self._publishing_began = self._publishing_ended = time.monotonic()
 
     async def run(self) -> None:
         with err.status("starting Pub/Sub, BigQuery, Dataflow and the service on free ports"):
@@ -140,6 +140,7 @@ class Demo:
         raise DemoFailedError(f"the job was not {state} within {START_DEADLINE_SECONDS:g} s")
 
     async def _publish(self, platform: Platform) -> EmitReport:
+        self._publishing_began = time.monotonic()
         with progress_bar(transient=True) as progress:
             task = progress.add_task("POST /events/signin", total=self._events)
             report = await emit_events(
@@ -148,6 +149,7 @@ class Demo:
         if report.failures:
             raise DemoFailedError(f"the service refused events: {dict(report.failures)}")
         await asyncio.to_thread(publish_broken, platform.settings)
+        self._publishing_ended = time.monotonic()
         self._say(
             f"{len(report.accepted):,} sign-ins accepted by POST /events/signin "
             f"({report.events_per_second:,.0f} events/s), {len(BROKEN_MESSAGES)} broken messages published"
@@ -156,7 +158,7 @@ class Demo:
 
     async def _await_arrival(self, tables: SigninTables, report: EmitReport) -> Arrival:
         """Polls the table until the counts are reached; gives up when nothing has moved for STALL_SECONDS."""
-        best, moved = -1, time.monotonic()
+        count, letters, best, moved = 0, 0, -1, time.monotonic()
         with progress_bar(transient=True) as progress:
             task = progress.add_task("rows in BigQuery", total=len(report.accepted))
             while time.monotonic() - moved < STALL_SECONDS:
@@ -167,6 +169,13 @@ class Demo:
                 if count + letters > best:
                     best, moved = count + letters, time.monotonic()
                 await asyncio.sleep(POLL_SECONDS)
+        arrived = time.monotonic()
+        seconds = arrived - self._publishing_began
+        self._say(
+            f"{count:,} rows and {letters} dead letters are in BigQuery, "
+            f"{arrived - self._publishing_ended:.1f} s after the last was accepted "
+            f"({count / seconds:,.0f} events/s through the job)"
+        )
         return await asyncio.to_thread(look, tables, report)
 
     async def _print_results(
@@ -176,7 +185,6 @@ class Demo:
         out.print(dead_letter_table(await asyncio.to_thread(tables.dead_letters, 10)))
         job = checked(await client.get(f"/jobs/{job_id}"))
         jobs.show_job(job)
-        self._say(job_speed(job))
         if not self._keep:
             platform.print_addresses()
 
@@ -187,7 +195,9 @@ class Demo:
         self._say(f"job {job['name']} is {styled_state(job['state'])}")
 
     def _say(self, text: str) -> None:
-        out.print(f"[dim]{time.monotonic() - self._started:5.1f} s[/]  {text}", highlight=False)
+        out.print(
+            f"[dim]{time.monotonic() - self._started:5.1f} s[/]  {text}", highlight=False, soft_wrap=True
+        )
 
 
 async def demo_events(count: int) -> AsyncIterator[dict[str, Any]]:
@@ -207,18 +217,6 @@ def publish_broken(settings: Settings) -> None:
         client = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
         messages = [{"data": payload} for payload in BROKEN_MESSAGES]
         client.publish(topic=settings.topic_path, messages=messages, timeout=REQUEST_DEADLINE_SECONDS)
-
-
-def job_speed(job: dict[str, Any]) -> str:
-    """How fast the job was while it had something to do, by its own counters."""
-    counters = job.get("counters") or {}
-    seconds = counters.get("busy_milliseconds", 0) / 1000
-    if not seconds:
-        return "the job has not reported its speed yet"
-    messages = counters.get("messages_acknowledged", 0)
-    return (
-        f"the job moved {messages:,} messages in {seconds:.1f} s of work ({messages / seconds:,.0f} events/s)"
-    )
 
 
 def look(tables: SigninTables, report: EmitReport) -> Arrival:

@@ -92,7 +92,7 @@ def local_settings(settings: Settings) -> Settings:
         "dataflow_emulator_host": "",
         "bigquery_emulator_host": "",
     }
-    if "reconcile_interval_seconds" not in settings.model_fields_set:
+    if settings.reconcile_interval_seconds == Settings.model_fields["reconcile_interval_seconds"].default:
         local["reconcile_interval_seconds"] = LOCAL_RECONCILE_SECONDS
     return settings.model_copy(update=local)
 
