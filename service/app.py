@@ -34,6 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         version=health.installed_version(),
         lifespan=lifespan,
+        redirect_slashes=False,  # its Location repeats whatever the caller wrote into Host
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else asked for at every request
     )

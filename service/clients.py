@@ -27,7 +27,8 @@ _CLOSE_DEADLINE_SECONDS = 2.0
 _CHANNEL_OPTIONS = (
     # gRPC's own back-off grows to two minutes: after an outage that would be two more minutes of it.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
+    # In spite of its name the limit of one attempt to connect, TLS and the server's first word included.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
@@ -32,7 +31,6 @@ from service.publisher import Publisher
 from transforms import signin_event
 from transforms.signin_event import EventError, SigninEvent
 
-BODY_DEADLINE_SECONDS = 10.0
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _NOT_JSON = frozenset({"empty_body", "invalid_utf8", "invalid_json"})
 _encode = msgspec.json.Encoder().encode
@@ -134,8 +132,7 @@ async def publish_signin(request: Request) -> Response:
     """Publish one sign-in. 202 means that Pub/Sub has it; any other answer promises nothing."""
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
     require_json(headers)
-    body = await read_body(request)
-    event = identified(decode(body, request.app.state.settings), headers)
+    event = identified(decode(await request.body(), request.app.state.settings), headers)
     publisher: Publisher = request.app.state.publisher
     message_id = await publisher.publish(
         signin_event.encode(event), signin_event.message_attributes(event, traceparent(headers))
@@ -155,30 +152,6 @@ def require_json(headers: Mapping[bytes, bytes]) -> None:
         return
     if content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaTypeError("Send the sign-in with the header `Content-Type: application/json`.")
-
-
-async def read_body(request: Request) -> bytes:
-    """The whole body; its size is bounded by the application's edge. Raises BodyTimeoutError."""
-    task = asyncio.current_task()
-    late = False
-
-    def give_up() -> None:
-        nonlocal late
-        late = True
-        if task:
-            task.cancel()
-
-    # asyncio.timeout does the same for three times the price, and nearly every body is here already.
-    alarm = asyncio.get_running_loop().call_later(BODY_DEADLINE_SECONDS, give_up)
-    try:
-        return await request.body()
-    except asyncio.CancelledError:
-        if not late or not task:
-            raise
-        task.uncancel()
-        raise BodyTimeoutError(f"The body did not arrive within {BODY_DEADLINE_SECONDS:g} s.") from None
-    finally:
-        alarm.cancel()
 
 
 def decode(body: bytes, settings: Settings) -> SigninEvent:

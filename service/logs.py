@@ -19,7 +19,7 @@ _SERVER_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 # Their DEBUG records repeat every frame on the wire, payloads included.
 CHATTY = (
     "aiosqlite",
-    "alembic.runtime.plugins",
+    "alembic",  # two records at INFO for each look at /readyz
     "asyncio",
     "hpack",
     "httpcore",

@@ -228,8 +228,8 @@ class Publisher:
                     request, timeout=max(deadline - loop.time(), 0), metadata=pubsub.metadata
                 )
         ids = list(reply.message_ids)
-        if len(ids) != len(batch):
-            raise RuntimeError(f"Pub/Sub gave {len(ids)} ids for {len(batch)} messages")
+        if len(ids) != len(batch) or not all(ids):
+            raise RuntimeError(f"Pub/Sub gave {len(list(filter(None, ids)))} ids for {len(batch)} messages")
         return ids
 
     def _answer(self, batch: _Batch, ids: list[str]) -> None:

@@ -156,7 +156,7 @@ async def test_a_body_of_unknown_length_is_read_no_further_than_the_limit(tmp_pa
 
 
 async def test_a_body_that_does_not_arrive_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("service.events.BODY_DEADLINE_SECONDS", 0.1)
+    monkeypatch.setattr("service.edge.BODY_DEADLINE_SECONDS", 0.1)
 
     async def stalled():
         yield b"{"
