@@ -1,4 +1,4 @@
-"""The outermost layer of the application: request ids, the limits of bodies, and the last handler of errors."""
+"""The outermost layer of the application: request ids, limits of bodies, and the last handler of errors."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 
@@ -52,6 +53,22 @@ async def test_a_body_of_unknown_length_is_bounded_on_every_route(tmp_path):
 
     async with serving(settings_for(tmp_path)) as client:
         assert_problem(await client.post("/jobs", content=endless(), headers=JSON), 413, "body_too_large")
+
+
+async def test_a_body_that_does_not_arrive_is_given_up_on_every_route(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.edge.BODY_DEADLINE_SECONDS", 0.1)
+
+    async def stalled():
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async with serving(settings_for(tmp_path)) as client:
+        assert_problem(await client.post("/jobs", content=stalled(), headers=JSON), 408, "body_timeout")
+
+
+async def test_an_address_with_a_slash_too_many_is_not_redirected_to_the_host_that_the_caller_names(tmp_path):
+    async with serving(settings_for(tmp_path)) as client:
+        assert_problem(await client.get("/jobs/", headers={"Host": "elsewhere"}), 404, "not_found")
 
 
 async def test_an_unexpected_error_tells_the_log_everything_and_the_caller_nothing(tmp_path, caplog):

@@ -1,0 +1,103 @@
+"""The HTTP server: what strange or slow callers cannot do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+from fastapi import FastAPI, Request
+
+from service import server
+
+BODY = b'{"some": "body"}'
+UPGRADE = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+)
+
+
+@asynccontextmanager
+async def connected():
+    """A connection to a server whose application answers with the body of the request."""
+    app = FastAPI()
+
+    @app.post("/echo")
+    async def echo(request: Request) -> dict[str, str]:
+        return {"body": (await request.body()).decode()}
+
+    started = asyncio.Event()
+    with server.listen_on("127.0.0.1", 0) as listener:
+        running = server.Server(app, started.set)
+        task = asyncio.create_task(running.serve(sockets=[listener]))
+        await asyncio.wait_for(started.wait(), 10)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            running.should_exit = True
+            await asyncio.wait_for(task, 10)
+
+
+def head(*lines):
+    return b"".join(
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n" % len(BODY), *lines, b"\r\n")
+    )
+
+
+async def answered(reader):
+    """The status and the body of the next answer."""
+    lines = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).lower().split(b"\r\n")
+    [length] = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")]
+    return int(lines[0].split()[1]), await reader.readexactly(length)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+async def test_a_request_that_offers_http2_keeps_its_body_and_its_connection(parts):
+    async with connected() as (reader, writer):
+        request = head(UPGRADE) + BODY
+        for part in [request] if parts == 1 else [request[: -len(BODY) + 3], request[-len(BODY) + 3 :]]:
+            writer.write(part)
+            await asyncio.sleep(0.05)
+        status, body = await answered(reader)
+        assert (status, json.loads(body)) == (200, {"body": BODY.decode()})
+        writer.write(head() + BODY)
+        assert (await answered(reader))[0] == 200
+
+
+async def test_a_head_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(server, "MAX_HEAD_BYTES", 10_000)
+    async with connected() as (reader, writer):
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nX-Endless: ")
+        for _ in range(10):
+            writer.write(b"a" * 1000)
+            await asyncio.sleep(0.01)
+        assert (await answered(reader))[0] == 400
+
+
+async def test_many_requests_on_one_connection_may_be_longer_together(monkeypatch):
+    monkeypatch.setattr(server, "MAX_HEAD_BYTES", 100)
+    async with connected() as (reader, writer):
+        for _ in range(5):
+            for part in (head()[:40], head()[40:] + BODY):
+                writer.write(part)
+                await asyncio.sleep(0.01)
+            assert (await answered(reader))[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /echo HT"])
+async def test_a_head_that_does_not_arrive_is_given_up(monkeypatch, sent):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
+    async with connected() as (reader, writer):
+        writer.write(sent)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_a_request_that_takes_longer_than_its_head_may_is_not_given_up(monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
+    async with connected() as (reader, writer):
+        writer.write(head())
+        await asyncio.sleep(0.3)
+        writer.write(BODY)
+        assert (await answered(reader))[0] == 200
