@@ -10,7 +10,7 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTimeoutError, BodyTooLargeError, ProblemError
+from service.errors import BodyTimeoutError, BodyTooLargeError, ProblemError, ShuttingDownError
 from service.logs import current_request_id
 from service.problems import rendered
 
@@ -56,6 +56,12 @@ class Edge:
         try:
             receive = self._bounded(headers, receive)
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if not started:  # the server's patience at its end is over
+                detail = "The service is shutting down; what was asked for may have happened all the same."
+                ending = ShuttingDownError(detail, retry_after_seconds=1)
+                await rendered(ending, scope["path"])(scope, receive, send_with_id)
+            raise
         except Exception as error:
             if started:
                 raise

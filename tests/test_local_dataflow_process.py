@@ -123,6 +123,11 @@ async def test_a_file_that_is_no_job_does_not_stop_the_server(tmp_path):
     jobs = tmp_path / "dataflow" / "jobs"
     jobs.mkdir(parents=True)
     (jobs / "broken.json").write_bytes(b"{")
+    (jobs / "binary.json").write_bytes(b'{"number":1,"job":{"name":"\xff"}}')
+    (jobs / "folder.json").mkdir()
+    (jobs / "nameless.json").write_bytes(b'{"number":2,"job":{},"launch":{},"messages":[],"metrics":[]}')
     async with local_dataflow(tmp_path) as server, DataflowClient(server.address) as client:
         assert not await client.names()
-    assert (jobs / "broken.unreadable").exists()
+    assert {path.name for path in jobs.iterdir()} == {
+        f"{name}.unreadable" for name in ("broken", "binary", "folder", "nameless")
+    }

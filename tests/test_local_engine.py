@@ -227,6 +227,13 @@ def test_a_poison_message_that_comes_again_runs_alone(place):
     )
 
 
+def test_many_poison_messages_that_come_again_hold_up_nobody(place):
+    place.publish(*[text for pair in zip(texts(30), ["poison"] * 30, strict=True) for text in pair])
+    place.start(limits=Limits(retry_seconds=0.01, park_seconds=1))
+    until(lambda: len([e for e in place.events("error") if "fails alone" in e["message"]]) >= 90)
+    assert sorted(TABLE.rows) == texts(30)
+
+
 def test_a_batch_that_fails_for_a_while_is_neither_lost_nor_split(place):
     TABLE.failures = 1
     place.publish(*texts(30))
@@ -271,6 +278,19 @@ def test_a_drain_does_not_wait_for_a_batch_that_fails(place):
     until(lambda: place.events("error"))
     place.drain()
     assert place.waiting() == texts(50)
+
+
+def test_a_drain_does_not_try_a_batch_again_that_failed(place):
+    TABLE.failures = 10
+    TABLE.open.clear()
+    place.publish(*texts(5))
+    place.start()
+    assert TABLE.entered.wait(15)
+    place.engine.drain()
+    TABLE.open.set()
+    place.drain()
+    assert place.counter("runs_failed") == 1
+    assert place.waiting() == texts(5)
 
 
 def test_an_idle_engine_drains_at_once(place):
@@ -382,6 +402,21 @@ def test_leases_are_extended_until_they_are_given_back(place):
     assert place.waiting() == []
     leases.close()
     assert place.waiting() == ["one"]
+
+
+def test_a_call_that_fails_keeps_no_other_leases(place):
+    for number in range(3):
+        place.publish(*[f"{number}-{text}" for text in texts(900)])
+    subscriber = Subscriber(place.channel, place.subscription)
+    leases = Leases(subscriber, deadline_seconds=10)
+    held = 0
+    while held < 2700:
+        found = subscriber.begin_pull(1000, 5).result().received_messages
+        leases.hold([received.ack_id for received in found], time.monotonic())
+        held += len(found)
+    set_faults(place.address, [Fault(method="ModifyAckDeadline", code="UNAVAILABLE", times=1)])
+    leases.close()
+    assert len(place.waiting()) == 2700 - MAX_ACK_IDS
 
 
 def test_a_call_carries_no_more_ack_ids_than_pubsub_takes():

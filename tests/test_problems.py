@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 
@@ -12,6 +13,7 @@ from fastapi import Request
 from service import errors
 from service.app import create_app
 from service.config import Settings
+from service.edge import Edge
 from service.problems import MEDIA_TYPE
 from tests.serving import ARTICLE, JSON, assert_problem, running, serving, settings_for
 from transforms.signin_event import REASONS
@@ -150,3 +152,23 @@ async def test_the_service_that_shuts_down_says_so(tmp_path):
         await app.state.publisher.close()
         response = await client.post("/events/signin", content=ARTICLE, headers=JSON)
         assert_problem(response, 503, "shutting_down")
+
+
+async def test_a_request_that_is_broken_off_at_the_end_of_the_service_is_answered_before():
+    started, sent = asyncio.Event(), []
+
+    async def hanging(scope, receive, send):
+        started.set()
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/jobs", "headers": []}
+    task = asyncio.create_task(Edge(hanging, max_body_bytes=1)(scope, None, send))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [message.get("status") for message in sent] == [503, None]
+    assert json.loads(sent[1]["body"])["code"] == "shutting_down"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 from google.pubsub_v1 import types
 
@@ -82,6 +85,45 @@ def test_damage_in_the_middle_is_told_and_not_skipped(tmp_path: Path) -> None:
     assert file_of(tmp_path).read_bytes() == content
 
 
+def test_zeros_at_the_end_are_what_a_power_failure_leaves(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    first.append([*BASICS, published(1)])
+    first.close()
+    with file_of(tmp_path).open("ab") as file:
+        file.write(bytes(100))
+    second = Journal(tmp_path)
+    assert second.state is not None
+    assert list(second.state.unacknowledged[NAME]) == [1]
+    second.close()
+
+
+def test_a_damaged_length_does_not_take_the_records_behind_it_away(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    first.append(BASICS)
+    damaged = first.size
+    first.append([published(1), published(2)])
+    first.close()
+    content = bytearray(file_of(tmp_path).read_bytes())
+    content[damaged + 3] ^= 1  # the highest byte of the length of the first message's record
+    file_of(tmp_path).write_bytes(content)
+    second = Journal(tmp_path)
+    assert second.state is not None
+    assert not second.state.unacknowledged[NAME]
+    second.close()
+    assert (tmp_path / "pubsub.cut-off").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xc1", msgspec.msgpack.encode(Acknowledged("projects/p/subscriptions/none", [1]))]
+)
+def test_a_whole_record_without_sense_is_told(journal: Journal, tmp_path: Path, data: bytes) -> None:
+    journal.close()
+    with file_of(tmp_path).open("ab") as file:
+        file.write(struct.pack("<II", len(data), zlib.crc32(data)) + data)
+    with pytest.raises(JournalError, match="damaged at byte"):
+        Journal(tmp_path)
+
+
 def test_a_file_of_another_kind_is_told(tmp_path: Path) -> None:
     file_of(tmp_path).write_bytes(b"something else entirely, and long enough")
     with pytest.raises(JournalError, match="not a journal of this version"):
@@ -145,3 +187,24 @@ def test_a_full_disk_refuses_the_record_whole_and_the_next_one_is_good(
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     journal.append([published(2)])
     assert list(replay(file_of(tmp_path)).unacknowledged[NAME]) == [2]
+
+
+def test_a_disk_too_full_to_compact_on_takes_what_still_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, compact_above_bytes=1000)
+    state = State()
+    journal.follow(lambda: state)
+    for record in [*BASICS, published(1, size=2000)]:
+        journal.append([record])
+        state.apply(record)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        journal.append([published(2)])
+    assert not file_of(tmp_path).with_suffix(".new").exists()
+    journal.close()
+    assert list(replay(file_of(tmp_path)).unacknowledged[NAME]) == [1, 2]
+
+
+def refuse(*_: object) -> None:
+    raise OSError(28, "No space left on device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -146,6 +147,24 @@ def test_a_deep_stack_changes_nothing():
         return outcome(body) if levels == 0 else dive(levels - 1)
 
     assert dive(0) == dive(400) == SigninEvent("u1", "2024-01-02T03:04:05.000000Z")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"' + b'\\"' * 500_000,
+        b'{"' + b'\\"' * 500_000 + b"\\",
+        b'{"' + b"\\" * 1_000_001,
+        b'"' * 1_000_001,
+        b'["' + b"a" * 1_000_000,
+        b'{"a":' * 200_000,
+    ],
+    ids=lambda body: body[:4].decode(),
+)
+def test_a_bad_body_costs_time_in_proportion_to_its_length(body: bytes):
+    begun = time.process_time()
+    assert outcome(body) in {("invalid_json", None), ("not_an_object", None)}
+    assert time.process_time() - begun < 5  # a second look at each quote would take hours
 
 
 def test_a_date_further_ahead_than_allowed_is_refused():

@@ -97,14 +97,24 @@ class Subscriber:
             self._persist(self._acknowledge, request(subscription=self.subscription, ack_ids=part), until)
 
     def modify_deadline(self, ack_ids: Sequence[str], seconds: int, timeout: float = CALL_SECONDS) -> None:
-        """Holds the messages for so many seconds from now; 0 gives them back. Raises grpc.RpcError."""
+        """Holds the messages for so many seconds from now; 0 gives them back.
+
+        A call that fails keeps no other from being tried. Raises grpc.RpcError, the first one.
+        """
         request = types.ModifyAckDeadlineRequest.pb()
+        until = time.monotonic() + timeout
+        failure: grpc.RpcError | None = None
         for part in _parts(ack_ids):
-            self._modify(
-                request(subscription=self.subscription, ack_ids=part, ack_deadline_seconds=seconds),
-                timeout=timeout,
-                metadata=self._metadata,
-            )
+            try:
+                self._modify(
+                    request(subscription=self.subscription, ack_ids=part, ack_deadline_seconds=seconds),
+                    timeout=max(0.1, until - time.monotonic()),
+                    metadata=self._metadata,
+                )
+            except grpc.RpcError as error:
+                failure = failure or error
+        if failure:
+            raise failure
 
     def ack_deadline_seconds(self) -> int:
         """How long a message is leased for. Raises SubscriptionError if the subscription does not exist."""

@@ -7,8 +7,11 @@ lose the last seconds.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +22,8 @@ import msgspec
 
 from service.local.grpc_server import StatusError
 from service.local.pubsub_records import Record, State
+
+_log = logging.getLogger(__name__)
 
 _MAGIC = b"signin pubsub journal 1\n"
 _FRAME = struct.Struct("<II")  # length and CRC-32 of the record that follows
@@ -44,7 +49,9 @@ class Journal:
         self._snapshot: Callable[[], State] | None = None
         self._file = -1
         try:
-            self.state: State | None = replay(self._path)
+            self.state: State | None
+            self.state, end = _replay(self._path)
+            self._keep_cut_off(end)
             self._rewrite(self.state)
         except BaseException:
             os.close(self._lock)
@@ -61,7 +68,7 @@ class Journal:
     def append(self, records: Sequence[Record]) -> None:
         """Writes all of the records or none. Raises RESOURCE_EXHAUSTED where the disk does not take them."""
         if self.size > self._limit and self._snapshot:
-            self._rewrite(self._snapshot())
+            self._compact(self._snapshot())
         data = b"".join(map(_framed, records))
         try:
             _write(self._file, data)
@@ -71,6 +78,28 @@ class Journal:
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"The journal {self._path} cannot be written: {error}"
             ) from error
         self.size += len(data)
+
+    def _keep_cut_off(self, end: int) -> None:
+        """Copies a file in which something follows the last whole record: the new file will be without it.
+
+        The end of a write that was interrupted is nothing to miss, but a length that is damaged looks the
+        same, and whole records may follow it.
+        """
+        lost = self._path.stat().st_size - end if end else 0
+        if lost:
+            copy = self._path.with_suffix(".cut-off")
+            shutil.copyfile(self._path, copy)
+            _log.warning(
+                "%s: %d bytes from byte %d on are left out; %s has them", self._path, lost, end, copy
+            )
+
+    def _compact(self, state: State) -> None:
+        """Writes the file anew; where the disk does not take it, later again, and the old one grows on."""
+        try:
+            self._rewrite(state)
+        except OSError as error:
+            self._limit = self.size + self._minimum
+            _log.warning("%s cannot be compacted now: %s", self._path, error)
 
     def _rewrite(self, state: State) -> None:
         """Replaces the file by the shortest one of the same state; the old one stays until it is whole."""
@@ -83,6 +112,8 @@ class Journal:
             path.replace(self._path)
         except BaseException:
             os.close(file)
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
         if self._file >= 0:
             os.close(self._file)
@@ -98,15 +129,27 @@ class Journal:
 
 def replay(path: Path) -> State:
     """The state that the journal at `path` adds up to; a last record that is cut off is left out."""
+    return _replay(path)[0]
+
+
+def _replay(path: Path) -> tuple[State, int]:
+    """The state, and where the last whole record ends; 0 where there is no file."""
     state = State()
-    if path.exists():
-        for record in _records(path):
-            state.apply(record)
-    return state
-
-
-def _records(path: Path) -> Iterator[Record]:
+    if not path.exists():
+        return state, 0
     decoder = msgspec.msgpack.Decoder(Record)
+    end = len(_MAGIC)
+    for start, data in _records(path):
+        try:
+            state.apply(decoder.decode(data))
+        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+            raise _damaged(path, start) from error
+        end = start + _FRAME.size + len(data)
+    return state, end
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole records of the file, each with the byte that it begins at."""
     with path.open("rb") as file:
         end = os.fstat(file.fileno()).st_size
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -118,11 +161,15 @@ def _records(path: Path) -> Iterator[Record]:
                 return
             length, checksum = _FRAME.unpack(frame)
             data = file.read(length) if start + _FRAME.size + length <= end else b""
-            if len(data) < length:
+            if len(data) < length or not length:  # zeros are what a power failure may leave
                 return
             if zlib.crc32(data) != checksum:
-                raise JournalError(f"{path} is damaged at byte {start}. Move it away to start empty.")
-            yield decoder.decode(data)
+                raise _damaged(path, start)
+            yield start, data
+
+
+def _damaged(path: Path, start: int) -> JournalError:
+    return JournalError(f"{path} is damaged at byte {start}. Move it away to start empty.")
 
 
 def _framed(record: Record) -> bytes:

@@ -66,7 +66,12 @@ class JobStore:
         for path in self._jobs.glob("*.json"):
             try:
                 found.append(_read(path))
-            except (msgspec.MsgspecError, json_format.ParseError) as error:
+            except (
+                msgspec.MsgspecError,
+                json_format.ParseError,
+                UnicodeDecodeError,
+                IsADirectoryError,
+            ) as error:
                 log.warning("%s is not a job and is set aside: %s", path, error)
                 path.rename(path.with_suffix(".unreadable"))
         return sorted(found, key=lambda job: job.number)
@@ -98,5 +103,7 @@ class JobStore:
 def _read(path: Path) -> LocalJob:
     item = msgspec.json.decode(path.read_bytes(), type=_StoredJob)
     proto = json_format.ParseDict(item.job, ProtoJob(), ignore_unknown_fields=True)
+    if proto.id != path.stem:
+        raise json_format.ParseError(f"it holds the job {proto.id!r}")
     launch = json_format.ParseDict(item.launch, ProtoLaunch(), ignore_unknown_fields=True)
     return LocalJob(item.number, proto, launch, item.messages, item.metrics)
