@@ -111,6 +111,7 @@ def _submit(options: SigninOptions) -> int:
         raise OptionsError("A dry run needs --temp_location gs://BUCKET/PATH, or Beam makes a bucket.")
     if not dry_run:
         credentials.application_default()
+        _require_reachable(options)
         if cloud.update:
             _require_active(options)
         _ensure_tables(options, "")
@@ -118,6 +119,23 @@ def _submit(options: SigninOptions) -> int:
     build(pipeline, options)
     pipeline.run()
     return 0
+
+
+def _require_reachable(options: SigninOptions) -> None:
+    """Raises StartError for a job whose workers would find no code of ours, or no tables."""
+    from apache_beam.options.pipeline_options import SetupOptions, WorkerOptions
+
+    if credentials.bigquery_emulator():
+        raise StartError(
+            "BIGQUERY_EMULATOR_HOST is set, so the tables of a job on Dataflow would be made there: unset it."
+        )
+    setup = options.view_as(SetupOptions)
+    image = options.view_as(WorkerOptions).sdk_container_image
+    if not (image or setup.setup_file or setup.extra_packages):
+        raise StartError(
+            "The workers need this project's code, which Beam's own image has not: give "
+            "--sdk_container_image, or its wheel as --extra_package."
+        )
 
 
 def _ensure_tables(options: SigninOptions, emulator: str) -> None:

@@ -116,8 +116,8 @@ def test_a_damaged_length_does_not_take_the_records_behind_it_away(tmp_path: Pat
 @pytest.mark.parametrize(
     "data", [b"\xc1", msgspec.msgpack.encode(Acknowledged("projects/p/subscriptions/none", [1]))]
 )
-def test_a_whole_record_without_sense_is_told(journal: Journal, tmp_path: Path, data: bytes) -> None:
-    journal.close()
+def test_a_whole_record_without_sense_is_told(tmp_path: Path, data: bytes) -> None:
+    Journal(tmp_path).close()
     with file_of(tmp_path).open("ab") as file:
         file.write(struct.pack("<II", len(data), zlib.crc32(data)) + data)
     with pytest.raises(JournalError, match="damaged at byte"):

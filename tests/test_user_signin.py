@@ -220,6 +220,26 @@ def test_without_credentials_the_command_that_makes_them_is_named(runner, monkey
     assert "gcloud auth application-default login" in caplog.text
 
 
+# What a worker of Dataflow needs
+
+
+@pytest.mark.parametrize(
+    ("emulator", "arguments", "sentence"),
+    [
+        ("", [], "--sdk_container_image"),
+        ("http://127.0.0.1:1", ["--sdk_container_image=image"], "BIGQUERY_EMULATOR_HOST is set"),
+    ],
+)
+def test_a_job_whose_workers_cannot_work_is_not_submitted(
+    emulator, arguments, sentence, submitted, monkeypatch, caplog
+):
+    monkeypatch.setattr("pipeline.credentials.application_default", lambda: None)
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator)
+    assert run([*DRY_RUN[:-1], *arguments]) == 2
+    assert sentence in caplog.text
+    assert not submitted
+
+
 # Runs on this machine
 
 

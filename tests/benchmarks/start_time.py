@@ -63,7 +63,9 @@ def main() -> None:
     imports = statistics.median(pair[0] for pair in pairs)
     serve = statistics.median(pair[1] for pair in pairs)
     print(
-        f"bare imports   {imports:6.2f} s\nsignin serve   {serve:6.2f} s\nratio          {serve / imports:6.2f}"
+    print(f"bare imports   {imports:6.2f} s")
+    print(f"signin serve   {serve:6.2f} s")
+    print(f"ratio          {serve / imports:6.2f}")
     )
 
 
