@@ -134,13 +134,15 @@ def told_as_unavailable() -> Iterator[None]:
 
 def engine_options(url: URL, statement_timeout_seconds: int) -> dict[str, Any]:
     """Arguments of create_engine that bound every wait."""
+    # Errors are logged with their statement: the values in it belong to the callers.
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": CONNECT_TIMEOUT_SECONDS}}
+        return {"hide_parameters": True, "connect_args": {"timeout": CONNECT_TIMEOUT_SECONDS}}
     limits = (
         f"-c statement_timeout={statement_timeout_seconds * 1000} "
         f"-c idle_in_transaction_session_timeout={(statement_timeout_seconds + 20) * 1000} -c timezone=UTC"
     )
     return {
+        "hide_parameters": True,
         "connect_args": {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": limits},
         "pool_size": POOL_SIZE,
         "max_overflow": POOL_OVERFLOW,

@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from service import errors
 from service.errors import ProblemError
@@ -87,6 +88,15 @@ def from_http(error: HTTPException) -> ProblemError:
     return _other(error.status_code)
 
 
+def allowed_methods(app: FastAPI, request: Request) -> list[str]:
+    """What may be done at the address of `request`; the framework knows only its first route's method."""
+    return [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
+    ]
+
+
 def _other(status: int) -> ProblemError:
     phrase = http.HTTPStatus(status).phrase
 
@@ -109,7 +119,7 @@ def install(app: FastAPI) -> None:
         return rendered(from_validation(error), request.url.path)
 
     async def on_http(request: Request, error: Any) -> Response:
-        headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+        headers = {"Allow": ", ".join(allowed_methods(app, request))} if error.status_code == 405 else None
         return rendered(from_http(error), request.url.path, headers)
 
     async def on_disconnect(request: Request, error: Any) -> Response:  # noqa: ARG001

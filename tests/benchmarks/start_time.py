@@ -62,11 +62,9 @@ def main() -> None:
         pairs = [(import_seconds(), serve_seconds(Path(directory))) for _ in range(rounds)]
     imports = statistics.median(pair[0] for pair in pairs)
     serve = statistics.median(pair[1] for pair in pairs)
-    print(
     print(f"bare imports   {imports:6.2f} s")
     print(f"signin serve   {serve:6.2f} s")
     print(f"ratio          {serve / imports:6.2f}")
-    )
 
 
 if __name__ == "__main__":
