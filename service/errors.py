@@ -165,15 +165,6 @@ class InvalidPageTokenError(ProblemError):
     title = "The page token is not valid"
 
 
-class DataflowUnavailableError(ProblemError):
-    """Dataflow did not answer, or answered that it cannot now."""
-
-    status = 503
-    code = "dataflow_unavailable"
-    title = "Dataflow cannot be reached now"
-    retryable = True
-
-
 class DatabaseUnavailableError(ProblemError):
     status = 503
     code = "database_unavailable"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -55,11 +55,14 @@ async def find(session: AsyncSession, job_id: str) -> Entry | None:
 
 async def lock(session: AsyncSession, job_id: str, version: int | None = None) -> Entry | None:
     """The job, for this transaction alone; None where it is gone or no longer at `version`."""
-    statement = _entries().where(col(Job.id) == job_id).with_for_update(of=Job)
-    row = (await session.exec(statement)).first()
-    if not row or (version is not None and row[0].version != version):
+    # In two statements: after waiting for the lock PostgreSQL reads the locked row anew, a joined one not.
+    statement = select(Job).where(col(Job.id) == job_id).with_for_update()
+    job = (await session.exec(statement.execution_options(populate_existing=True))).first()
+    if not job or (version is not None and job.version != version):
         return None
-    return Entry(*row)
+    current = select(Attempt).where(col(Attempt.job_id) == job_id, col(Attempt.number) == job.attempt)
+    attempt = (await session.exec(current.execution_options(populate_existing=True))).one()
+    return Entry(job, attempt)
 
 
 def record(
@@ -167,8 +170,9 @@ def read_page_token(token: str) -> tuple[datetime, str]:
     try:
         text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         created_at, job_id = msgspec.json.decode(text, type=tuple[datetime, str])
-    except (binascii.Error, ValueError) as error:
+        created_at = created_at.astimezone(UTC)
+    except (binascii.Error, ValueError, OverflowError) as error:
         raise InvalidPageTokenError("The page token is not one that this service gave.") from error
-    if created_at.tzinfo is None or "\0" in job_id:
+    if "\0" in job_id:
         raise InvalidPageTokenError("The page token is not one that this service gave.")
     return created_at, job_id

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
-from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
 import sqlalchemy.exc
@@ -17,6 +15,7 @@ from service.dataflow import Dataflow, RefusedError
 from service.db import Database
 from service.errors import (
     ActionNotAllowedError,
+    BodyTimeoutError,
     DatabaseUnavailableError,
     InvalidPageTokenError,
     InvalidParametersError,
@@ -24,12 +23,14 @@ from service.errors import (
     JobNotFoundError,
     SubscriptionInUseError,
     UnknownPipelineError,
+    UnsupportedMediaTypeError,
 )
 from service.job_control import JobControl
-from service.job_state import LAUNCHING, Action
+from service.job_request import new_job
+from service.job_state import Action
 from service.job_store import Filters
 from service.job_view import EventPage, JobPage, JobView, NewJob, show, show_event, summarize
-from service.models import ID_LENGTH, SHORT_ID_LENGTH, Job, new_id, utc_now
+from service.models import ID_LENGTH, Job, utc_now
 from service.problems import responses
 from service.reconciler import Reconciler
 
@@ -37,7 +38,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 PIPELINES = ("user-signin",)
 API_ACTOR = "api"
-LONGEST_SUBSCRIPTION = 512
+COMMIT_TRIES = 3
 _JOB_ID = re.compile(f"[0-9a-z]{{{ID_LENGTH}}}")
 
 
@@ -62,14 +63,24 @@ def desk(request: Request) -> Desk:
 AtDesk = Annotated[Desk, Depends(desk)]
 
 
+def require_json(request: Request) -> None:
+    """Raises UnsupportedMediaTypeError; a page of another site cannot send JSON without being asked."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError("Send the job as application/json.")
+
+
 @router.post(
     "",
     status_code=202,
     summary="Launch a job",
+    dependencies=[Depends(require_json)],
     responses={
         202: {"headers": {"Location": {"description": "The job", "schema": {"type": "string"}}}},
         **responses(
+            BodyTimeoutError,
             SubscriptionInUseError,
+            UnsupportedMediaTypeError,
             InvalidRequestError,
             InvalidParametersError,
             UnknownPipelineError,
@@ -85,8 +96,7 @@ async def launch_job(asked: NewJob, desk: AtDesk, response: Response) -> JobView
     """
     if asked.pipeline not in PIPELINES:
         raise UnknownPipelineError(f"Pipelines: {', '.join(PIPELINES)}.")
-    job = new_job(asked, desk.settings, utc_now())
-    await commit_job(job, asked, desk)
+    job = await commit_job(asked, desk)
     refusal = await desk.control.launch(job)
     desk.reconciler.wake()
     if refusal and refusal.status == "INVALID_ARGUMENT":
@@ -134,7 +144,8 @@ async def get_job(
     view = await whole_job(desk, job_id, with_counters=True)
     body = view.model_dump_json().encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    if if_none_match and etag in if_none_match.replace("W/", "").split(", "):
+    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if known & {etag, "*"}:
         return Response(status_code=304, headers={"ETag": etag})
     return Response(body, headers={"ETag": etag}, media_type="application/json")
 
@@ -204,18 +215,21 @@ async def whole_job(desk: Desk, job_id: str, *, with_counters: bool) -> JobView:
     return show(entry, attempts, counters, desk.settings, utc_now())
 
 
-async def commit_job(job: Job, asked: NewJob, desk: Desk) -> None:
-    """Writes the new job down. Raises SubscriptionInUseError."""
-    try:
-        async with desk.database.transaction() as session:
-            if job.subscription and not asked.shared_subscription:
-                refuse_if_in_use(await job_store.active_on(session, job.subscription))
-            await job_store.insert(session, job, API_ACTOR)
-    except sqlalchemy.exc.IntegrityError:
-        # Another request was faster; the unique index is the judge, the query above only the speaker.
-        async with desk.database.session() as session:
-            refuse_if_in_use(await job_store.active_on(session, job.subscription or ""))
-        raise
+async def commit_job(asked: NewJob, desk: Desk) -> Job:
+    """Writes the new job down and returns it. Raises SubscriptionInUseError and InvalidRequestError."""
+    for _ in range(COMMIT_TRIES):
+        job = new_job(asked, desk.settings, utc_now())
+        try:
+            async with desk.database.transaction() as session:
+                if job.subscription and not asked.shared_subscription:
+                    refuse_if_in_use(await job_store.active_on(session, job.subscription))
+                await job_store.insert(session, job, API_ACTOR)
+        except sqlalchemy.exc.IntegrityError:
+            # Another request was faster: the unique index is the judge, the query above only the speaker.
+            # Its job may have ended since, so look again.
+            continue
+        return job
+    raise DatabaseUnavailableError("Other requests took the subscription at the same time. Try again.")
 
 
 def refuse_if_in_use(holder: Job | None) -> None:
@@ -225,53 +239,6 @@ def refuse_if_in_use(holder: Job | None) -> None:
             "its messages; set shared_subscription where that is wanted.",
             members={"job_id": holder.id},
         )
-
-
-def new_job(asked: NewJob, settings: Settings, now: datetime) -> Job:
-    """The row of a job that is to be launched: defaults from the settings, then what was asked for.
-
-    Raises InvalidRequestError.
-    """
-    job_id = new_id(now)
-    parameters = {
-        "output_table": settings.table,
-        "dead_letter_table": settings.dead_letter_table,
-        **asked.parameters,
-    }
-    if "input_topic" not in parameters:
-        parameters.setdefault("input_subscription", settings.subscription_path)
-    subscription = parameters.get("input_subscription")
-    if subscription and len(subscription) > LONGEST_SUBSCRIPTION:
-        raise InvalidRequestError("body.parameters.input_subscription is too long.")
-    return Job(
-        id=job_id,
-        name=f"{asked.name}-{job_id[-SHORT_ID_LENGTH:]}",
-        base_name=asked.name,
-        pipeline=asked.pipeline,
-        project=settings.project,
-        region=settings.region,
-        subscription=subscription,
-        exclusive_subscription=None if asked.shared_subscription else subscription,
-        template_path=settings.template_path,
-        state=LAUNCHING,
-        launch_token=secrets.token_hex(16),
-        parameters=parameters,
-        environment=launch_environment(settings),
-        labels={"signin-job": job_id, "signin-pipeline": asked.pipeline},
-        created_at=now,
-    )
-
-
-def launch_environment(settings: Settings) -> dict[str, Any]:
-    """The fields of a FlexTemplateRuntimeEnvironment that the settings give."""
-    given = {
-        "service_account_email": settings.service_account,
-        "network": settings.network,
-        "subnetwork": settings.subnetwork,
-        "staging_location": settings.staging_location,
-        "temp_location": settings.temp_location,
-    }
-    return {"max_workers": settings.max_workers, **{name: value for name, value in given.items() if value}}
 
 
 def invalid_parameters(job: Job, refusal: RefusedError) -> InvalidParametersError:

@@ -71,6 +71,30 @@ async def test_the_routing_header_names_the_topic(tmp_path):
         await clients.close()
 
 
+async def test_a_server_that_is_far_away_is_reached(tmp_path):
+    async def slow(reader, writer, address):
+        async def carry(source, sink):
+            while data := await source.read(65536):
+                asyncio.get_running_loop().call_later(1.1, sink.write, data)
+
+        far_reader, far_writer = await asyncio.open_connection(*address.split(":"))
+        try:
+            await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+        finally:
+            far_writer.close()
+            writer.close()
+
+    async with pubsub_with_topic(tmp_path) as (server, near, _reader):
+        proxy = await asyncio.start_server(lambda r, w: slow(r, w, server.address), "127.0.0.1", 0)
+        port = proxy.sockets[0].getsockname()[1]
+        clients = Clients(near.model_copy(update={"pubsub_emulator_host": f"127.0.0.1:{port}"}))
+        stub = await clients.pubsub()
+        request = stub.GetTopicRequest(topic=near.topic_path)
+        assert (await stub.get_topic(request, timeout=10, metadata=stub.metadata)).name == near.topic_path
+        await clients.close()
+        proxy.close()
+
+
 async def test_missing_credentials_name_the_commands_that_help(no_credentials):
     clients = Clients(Settings(_env_file=None, project="my-project"))
     with pytest.raises(MissingCredentialsError) as caught:

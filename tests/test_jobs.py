@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from pathlib import Path
 
 import httpx
@@ -75,6 +77,18 @@ async def test_a_body_that_does_not_fit_is_refused(body: dict[str, object], code
     assert (answer.status_code, answer.json()["code"]) == (422, code)
     assert answer.headers["content-type"] == "application/problem+json"
     assert (await world.http.get("/jobs")).json()["jobs"] == []
+
+
+async def test_a_topic_and_a_subscription_at_once_are_refused(world: World) -> None:
+    both = {name: f"projects/p-1234/{name}s/x" for name in ("input_topic", "input_subscription")}
+    answer = await world.http.post("/jobs", json={"parameters": both})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_a_job_that_is_not_sent_as_json_is_refused(content_type: str, world: World) -> None:
+    answer = await world.http.post("/jobs", content=b"{}", headers={"Content-Type": content_type})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
 
 
 async def test_two_jobs_on_one_subscription_need_to_be_asked_for_by_name(world: World) -> None:
@@ -228,7 +242,19 @@ async def test_lists_are_narrowed_by_state_activity_and_name(world: World) -> No
     assert await ids(name="night") == []
 
 
-@pytest.mark.parametrize("token", ["!", "AAAA", "W10", "eyJhIjoxfQ", "x" * 200])
+def page_token(created_at: str, job_id: str = "x") -> str:
+    return base64.urlsafe_b64encode(json.dumps([created_at, job_id]).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("!", "AAAA", "W10", "eyJhIjoxfQ", "x" * 200),
+        page_token("0001-01-01T00:00:00+23:59"),
+        page_token("9999-12-31T23:59:59-23:59"),
+        page_token("2026-01-01T00:00:00Z", "\0"),
+    ],
+)
 async def test_a_foreign_page_token_is_refused(token: str, world: World) -> None:
     answer = await world.http.get("/jobs", params={"page_token": token})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_page_token")
@@ -291,7 +317,7 @@ def test_the_api_document_names_every_answer() -> None:
         for path, operations in paths.items()
         for method, operation in operations.items()
     }
-    assert answers["post /jobs"] == ["202", "400", "409", "413", "422", "500", "503"]
+    assert answers["post /jobs"] == ["202", "400", "408", "409", "413", "415", "422", "500", "503"]
     assert set(answers["get /jobs/{job_id}"]) >= {"200", "304", "404", "503"}
     assert set(answers["post /jobs/{job_id}/drain"]) >= {"200", "202", "404", "409", "503"}
 

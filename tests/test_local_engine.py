@@ -234,6 +234,13 @@ def test_many_poison_messages_that_come_again_hold_up_nobody(place):
     assert sorted(TABLE.rows) == texts(30)
 
 
+def test_neighbouring_poison_messages_hold_up_nobody(place):
+    place.publish(*["poison"] * 60, *texts(60))
+    place.start(limits=Limits(retry_seconds=0.01))
+    until(lambda: len([e for e in place.events("error") if "fails alone" in e["message"]]) >= 60)
+    assert sorted(TABLE.rows) == texts(60)
+
+
 def test_a_batch_that_fails_for_a_while_is_neither_lost_nor_split(place):
     TABLE.failures = 1
     place.publish(*texts(30))

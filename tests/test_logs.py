@@ -9,6 +9,7 @@ import pytest
 
 from service import logs
 from service.config import Settings
+from service.db import migrate
 from tests.serving import JSON, serving, settings_for
 
 
@@ -80,6 +81,15 @@ def test_configuring_twice_does_not_double_the_records(capsys):
     logs.configure(settings())
     logging.getLogger("a").warning("once")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+async def test_a_look_at_readiness_is_not_logged(tmp_path, capsys):
+    logs.configure(settings())
+    migrate(settings(data_dir=tmp_path))
+    async with serving(settings_for(tmp_path)) as client:
+        capsys.readouterr()
+        await client.get("/readyz")
+        assert "alembic" not in capsys.readouterr().err
 
 
 async def test_no_payload_is_logged_at_info_or_above(tmp_path, caplog):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlmodel import col, select
 
@@ -90,6 +91,14 @@ async def test_a_requested_state_that_nobody_knows_is_refused(database: Database
         await stored(database, job(requested_state="PAUSED"))
 
 
+async def test_an_error_of_the_database_does_not_repeat_the_values(
+    database: Database,
+) -> None:
+    with pytest.raises(StatementError) as caught:
+        await stored(database, job(requested_state="PAUSED", parameters={"key": "hidden-1"}))
+    assert "hidden-1" not in str(caught.value).partition("DETAIL")[0]
+
+
 async def test_history_needs_its_job(database: Database) -> None:
     with pytest.raises(IntegrityError):
         async with database.transaction() as session:
@@ -156,3 +165,40 @@ def test_ids_are_unique_and_in_the_order_of_time() -> None:
     ids = [new_id(NOON + timedelta(milliseconds=index)) for index in range(1000)]
     assert ids == sorted(set(ids))
     assert {len(each) for each in ids} == {20}
+
+
+async def test_who_waited_for_a_job_sees_all_that_the_other_committed(
+    database: Database, database_url: str
+) -> None:
+    row = job()
+    async with database.transaction() as session:
+        await job_store.insert(session, row, "test")
+    locked = asyncio.Event()
+
+    async def somebody_waits() -> bool:
+        if database_url.startswith("sqlite"):
+            return True  # there the other waits at BEGIN, before it reads anything
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with database.session() as session:
+            return (await session.exec(text(waiting))).scalar_one() > 0
+
+    async def launch() -> None:
+        async with database.transaction() as session:
+            entry = await job_store.lock(session, row.id)
+            locked.set()
+            while not await somebody_waits():  # noqa: ASYNC110 - only the database knows
+                await asyncio.sleep(0.01)
+            entry.attempt.dataflow_job_id = "dataflow-1"
+            job_store.record(session, entry.job, NOON, "launched", {})
+
+    async def look() -> tuple[int, str | None]:
+        await locked.wait()
+        async with database.transaction() as session:
+            entry = await job_store.lock(session, row.id)
+            return entry.job.version, entry.attempt.dataflow_job_id
+
+    _, seen = await asyncio.gather(launch(), look())
+    assert seen == (2, "dataflow-1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -150,6 +152,20 @@ async def test_one_bad_message_does_not_sink_its_batch(tmp_path):
         assert len({answer for answer in answers if isinstance(answer, str)}) == 98
         assert len(await reader.pull(98)) == 98
         assert server.faults.calls["Publish"] < 40
+
+
+async def test_an_answer_without_an_id_for_each_event_promises_nothing(tmp_path, monkeypatch):
+    async with pubsub_with_topic(tmp_path) as (_, settings, _reader), publishing(settings) as publisher:
+        pubsub = await publisher._clients.pubsub()
+        for ids in ([], [""], ["1", "2"]):
+
+            async def publish(request, ids=ids, **_):
+                return SimpleNamespace(message_ids=ids)
+
+            stub = pubsub._replace(publish=publish)
+            monkeypatch.setattr(publisher._clients, "pubsub", AsyncMock(return_value=stub))
+            [outcome] = await outcomes(publisher, 1)
+            assert isinstance(outcome, PublishUnavailableError)
 
 
 async def test_publishing_goes_on_when_pubsub_is_back_on_its_address(tmp_path):

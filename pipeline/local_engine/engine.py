@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,6 +70,7 @@ class Engine:
         self._draining = threading.Event()
         self._suspects: OrderedDict[str, None] = OrderedDict()  # message ids that failed alone
         self._failures = 0  # runs that failed since one succeeded
+        self._works = False  # whether a run of the present batch succeeded
 
     def drain(self) -> None:
         """Asks for the end: no more is read, the batch under way is finished, the rest is given back."""
@@ -102,15 +103,23 @@ class Engine:
             self._leases.close()
 
     def _process(self, batch: list[Any]) -> None:
-        """Runs the batch; what failed alone before runs alone again, so that it holds up nobody."""
-        parts = [batch]
+        """Runs the batch; what failed alone before runs alone again, so that it holds up nobody.
+
+        The largest part and the newest take turns: the one finds what works among neighbours that fail,
+        the other what works between them.
+        """
+        self._works = False
+        parts = deque([batch])
         if self._suspects:
-            parts = [[m] for m in batch if m.message.message_id in self._suspects]
+            parts = deque([m] for m in batch if m.message.message_id in self._suspects)
             innocent = [m for m in batch if m.message.message_id not in self._suspects]
-            parts += [innocent] if innocent else []
-        whole = parts[-1]
+            if innocent:
+                parts.appendleft(innocent)
+        whole = parts[0]
+        newest = False
         while parts:
-            part = parts.pop()
+            part = parts.pop() if newest else parts.popleft()
+            newest = not newest
             if self._attempt(part):
                 continue
             if part is whole and not self._draining.is_set() and self._attempt(part):
@@ -122,7 +131,7 @@ class Engine:
                 self._park(part[0])
             else:
                 middle = len(part) // 2
-                parts += [part[middle:], part[:middle]]
+                parts += [part[:middle], part[middle:]]
 
     def _attempt(self, received: list[Any]) -> bool:
         """Runs and acknowledges; False where the run failed. Nothing of a failed run is acknowledged."""
@@ -133,6 +142,7 @@ class Engine:
             self._fail(received, error)
             return False
         self._failures = 0
+        self._works = self._works or bool(fresh)
         self._committed.add(ids)
         self._report.add(counters)
         if len(fresh) < len(received):
@@ -159,13 +169,13 @@ class Engine:
         sentence = f"A batch of {len(received)} messages failed: {cause}"
         _log.warning(sentence, exc_info=error if self._failures == 1 else None)
         self._report.error(sentence)
-        # Bisecting to one poison message takes log2(batch) failures in a row and must be quick. More than
+        # Bisecting to one poison message takes log2(batch) failures of each kind and must be quick. More than
         # that mean that what the graph writes to is away.
-        expected = math.ceil(math.log2(self._limits.batch_messages)) + 2
+        expected = 2 * math.ceil(math.log2(self._limits.batch_messages)) + 4
         pause = self._limits.retry_seconds if self._failures == 1 else 0.0
         if self._failures > expected:
             pause = min(0.25 * 2 ** min(self._failures - expected, 10), self._limits.max_pause_seconds)
-        if not is_suspect:
+        if not (is_suspect or self._works):
             self._draining.wait(jittered(pause))
 
     def _park(self, message: Any) -> None:
