@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -33,6 +34,9 @@ POOL_SIZE = 10
 POOL_OVERFLOW = 10
 MIGRATION_LOCK_SECONDS = 60
 WORKERS_END_SECONDS = 1.0
+BUSY_SECONDS = 5
+WAL_TRIES = 100
+WAL_PAUSE_SECONDS = 0.05
 _MIGRATION_LOCK = 0x5167_6E49_6E00  # any number, the same in every replica
 
 _UNDEFINED_TABLE = "42P01"  # not migrated yet; SQLite calls that an operational error by itself
@@ -156,15 +160,29 @@ def prepare_directory(url: URL) -> None:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
 
 
-def prepare_sqlite(engine: Engine, *, foreign_keys: bool) -> None:
+def _write_ahead(cursor: Any) -> None:
+    """Puts a new file into WAL mode, for good. SQLite does not wait for other connections there, so we do."""
+    for attempt in range(WAL_TRIES):
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone()[0] in ("wal", "memory"):
+            return
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if attempt == WAL_TRIES - 1:
+                raise
+            time.sleep(WAL_PAUSE_SECONDS)
+
+
+def prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy_seconds: int = BUSY_SECONDS) -> None:
     """Gives each connection its pragmas, and takes BEGIN over from the driver, which would begin too late."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 5000")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(f"PRAGMA busy_timeout = {busy_seconds * 1000}")
+        _write_ahead(cursor)
         cursor.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
         cursor.close()
 
@@ -214,7 +232,8 @@ def migration_connection(settings: Settings) -> Iterator[Connection]:
         url = url.set(drivername="sqlite")
     engine = create_engine(url, **engine_options(url, MIGRATION_LOCK_SECONDS))
     if is_sqlite:
-        prepare_sqlite(engine, foreign_keys=False)  # tables are rebuilt by later migrations
+        # Without foreign keys, because later migrations rebuild tables.
+        prepare_sqlite(engine, foreign_keys=False, busy_seconds=MIGRATION_LOCK_SECONDS)
     try:
         with told_as_unavailable(), engine.execution_options(writes=True).begin() as connection:
             if not is_sqlite:
