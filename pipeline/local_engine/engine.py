@@ -70,6 +70,7 @@ class Engine:
         self._draining = threading.Event()
         self._suspects: OrderedDict[str, None] = OrderedDict()  # message ids that failed alone
         self._failures = 0  # runs that failed since one succeeded
+        self._expected_failures = math.ceil(math.log2(self._limits.batch_messages)) + 2
         self._works = False  # whether a run of the present batch succeeded
 
     def drain(self) -> None:
@@ -105,8 +106,8 @@ class Engine:
     def _process(self, batch: list[Any]) -> None:
         """Runs the batch; what failed alone before runs alone again, so that it holds up nobody.
 
-        The largest part and the newest take turns: the one finds what works among neighbours that fail,
-        the other what works between them.
+        Where one single message after the other fails, the largest part is next: it may well work, and
+        then what the graph writes to is there.
         """
         self._works = False
         parts = deque([batch])
@@ -114,12 +115,11 @@ class Engine:
             parts = deque([m] for m in batch if m.message.message_id in self._suspects)
             innocent = [m for m in batch if m.message.message_id not in self._suspects]
             if innocent:
-                parts.appendleft(innocent)
-        whole = parts[0]
-        newest = False
+                parts.append(innocent)
+        whole = parts[-1]
         while parts:
-            part = parts.pop() if newest else parts.popleft()
-            newest = not newest
+            is_stuck = self._failures > self._expected_failures and not self._works
+            part = parts.popleft() if is_stuck else parts.pop()
             if self._attempt(part):
                 continue
             if part is whole and not self._draining.is_set() and self._attempt(part):
@@ -131,7 +131,7 @@ class Engine:
                 self._park(part[0])
             else:
                 middle = len(part) // 2
-                parts += [part[:middle], part[middle:]]
+                parts += [part[middle:], part[:middle]]
 
     def _attempt(self, received: list[Any]) -> bool:
         """Runs and acknowledges; False where the run failed. Nothing of a failed run is acknowledged."""
@@ -169,9 +169,9 @@ class Engine:
         sentence = f"A batch of {len(received)} messages failed: {cause}"
         _log.warning(sentence, exc_info=error if self._failures == 1 else None)
         self._report.error(sentence)
-        # Bisecting to one poison message takes log2(batch) failures of each kind and must be quick. More than
-        # that mean that what the graph writes to is away.
-        expected = 2 * math.ceil(math.log2(self._limits.batch_messages)) + 4
+        # Bisecting to one poison message takes log2(batch) failures in a row and must be quick. Twice that
+        # mean that what the graph writes to is away.
+        expected = 2 * self._expected_failures
         pause = self._limits.retry_seconds if self._failures == 1 else 0.0
         if self._failures > expected:
             pause = min(0.25 * 2 ** min(self._failures - expected, 10), self._limits.max_pause_seconds)
