@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
-from unittest.mock import AsyncMock
 
 import pytest
+from google.pubsub_v1 import types
 
 from service.clients import Clients
 from service.errors import (
@@ -17,7 +16,8 @@ from service.errors import (
     PublishUnavailableError,
     ShuttingDownError,
 )
-from service.local.faults import Fault
+from service.local.faults import Fault, FaultSwitch
+from service.local.grpc_server import Method, start_server, unary_handlers
 from service.local.pubsub import PubsubServer
 from service.publisher import MAX_CALLS, Publisher
 from tests.serving import HANGING, NOBODY, Reader, pubsub_with_topic, settings_for, until
@@ -154,18 +154,28 @@ async def test_one_bad_message_does_not_sink_its_batch(tmp_path):
         assert server.faults.calls["Publish"] < 40
 
 
-async def test_an_answer_without_an_id_for_each_event_promises_nothing(tmp_path, monkeypatch):
-    async with pubsub_with_topic(tmp_path) as (_, settings, _reader), publishing(settings) as publisher:
-        pubsub = await publisher._clients.pubsub()
-        for ids in ([], [""], ["1", "2"]):
+@asynccontextmanager
+async def pubsub_that_answers(message_ids):
+    """A Pub/Sub that takes every Publish call and answers with these ids."""
 
-            async def publish(request, ids=ids, **_):
-                return SimpleNamespace(message_ids=ids)
+    async def publish(request, context):
+        return types.PublishResponse.pb()(message_ids=message_ids)
 
-            stub = pubsub._replace(publish=publish)
-            monkeypatch.setattr(publisher._clients, "pubsub", AsyncMock(return_value=stub))
-            [outcome] = await outcomes(publisher, 1)
-            assert isinstance(outcome, PublishUnavailableError)
+    method = Method(publish, types.PublishRequest.pb(), types.PublishResponse.pb())
+    handlers = [unary_handlers("google.pubsub.v1.Publisher", {"Publish": method}, FaultSwitch())]
+    server, address = await start_server(handlers, "127.0.0.1", 0)
+    yield address
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("message_ids", [[], [""], ["1", "2"]])
+async def test_an_answer_without_an_id_for_each_event_promises_nothing(tmp_path, message_ids):
+    async with (
+        pubsub_that_answers(message_ids) as address,
+        publishing(settings_for(tmp_path, address)) as publisher,
+    ):
+        [outcome] = await outcomes(publisher, 1)
+        assert isinstance(outcome, PublishUnavailableError)
 
 
 async def test_publishing_goes_on_when_pubsub_is_back_on_its_address(tmp_path):
