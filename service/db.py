@@ -133,7 +133,17 @@ def told_as_unavailable() -> Iterator[None]:
         log.warning("the database cannot be used: %s", type(getattr(error, "orig", None) or error).__name__)
         log.debug("the database's own error", exc_info=error)
         detail = "The metadata database did not answer."
+        if _lacks_tables(error):
+            detail = "The metadata database has not the tables of this version: run `signin migrate`."
         raise DatabaseUnavailableError(detail, retry_after_seconds=5) from error
+
+
+def _lacks_tables(error: Exception) -> bool:
+    """Tells a database that was never migrated from one that is away."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.OperationalError):
+        return cause.sqlite_errorname == "SQLITE_ERROR"  # of our own statements only: no such table
+    return getattr(cause, "sqlstate", "") == _UNDEFINED_TABLE
 
 
 def engine_options(url: URL, statement_timeout_seconds: int) -> dict[str, Any]:

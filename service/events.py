@@ -134,9 +134,13 @@ async def publish_signin(request: Request) -> Response:
     require_json(headers)
     event = identified(decode(await request.body(), request.app.state.settings), headers)
     publisher: Publisher = request.app.state.publisher
-    message_id = await publisher.publish(
-        signin_event.encode(event), signin_event.message_attributes(event, traceparent(headers))
-    )
+    try:
+        message_id = await publisher.publish(
+            signin_event.encode(event), signin_event.message_attributes(event, traceparent(headers))
+        )
+    except ProblemError as problem:
+        problem.members["event_id"] = event.event_id  # a repetition under it is a copy, not another event
+        raise
     answer = {"event_id": event.event_id, "status": "published", "message_id": message_id}
     return Response(_encode(answer), 202, media_type="application/json")
 

@@ -278,7 +278,8 @@ def _status(error: Exception) -> str:
 
 def _unavailable(status: str) -> PublishUnavailableError:
     return PublishUnavailableError(
-        f"Pub/Sub did not take the event ({status}). It is not stored: send it again.",
+        f"Pub/Sub did not confirm the event ({status}). It may have arrived all the same: "
+        "send it again with the same event_id.",
         retry_after_seconds=RETRY_AFTER_SECONDS,
     )
 

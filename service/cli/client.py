@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from service.cli.terminal import fail, load_settings
+from service.cli.terminal import command, fail, load_settings
 from service.config import Settings
 from service.local.stack import read_running
 
@@ -36,7 +36,7 @@ def running_settings() -> Settings:
 def service_url(url: str | None) -> str:
     """The service's base URL: as given, by SIGNIN_URL, of the running `signin up`, or the default port."""
     if chosen := url or os.environ.get("SIGNIN_URL"):
-        return chosen.rstrip("/")
+        return (chosen if "://" in chosen else f"http://{chosen}").rstrip("/")
     settings = load_settings()
     running = read_running(settings.data_dir) or {}
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -48,7 +48,9 @@ def request(method: str, base_url: str, path: str, **arguments: Any) -> Any:
     try:
         response = httpx.request(method, base_url + path, timeout=DEADLINE_SECONDS, **arguments)
     except httpx.TransportError as error:
-        fail(f"{base_url} does not answer ({type(error).__name__}). Is the service running? Try `signin up`.")
+        fail(
+            f"{base_url} does not answer ({type(error).__name__}). Is the service running? Try `{command('up')}`."
+        )
     if not response.is_success:
         fail(problem_sentence(response))
     return response.json()

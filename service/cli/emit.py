@@ -17,7 +17,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.cli.client import DEADLINE_SECONDS, problem_sentence, service_url
-from service.cli.terminal import err, fail, out
+from service.cli.terminal import command, err, fail, out
 
 CONCURRENCY = 32
 ATTEMPTS = 5
@@ -140,6 +140,8 @@ def emit(
 ) -> None:
     """Send one sign-in, or --count of them."""
     base_url = service_url(url)
+    if count > 1 and (date or event_id):
+        fail("--date and --event-id are for one event, --count is for many", exit_code=2)
     if count == 1:
         event = {"userid": userid, "date": date or datetime.now(UTC).isoformat().replace("+00:00", "Z")}
         asyncio.run(emit_one(base_url, event | ({"event_id": event_id} if event_id else {})))
@@ -161,7 +163,7 @@ async def emit_one(base_url: str, event: dict[str, Any]) -> None:
     async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS) as client:
         response = await send(client, event)
     if response is None:
-        fail(f"{base_url} does not answer. Is the service running? Try `signin up`.")
+        fail(f"{base_url} does not answer. Is the service running? Try `{command('up')}`.")
     if not response.is_success:
         fail(problem_sentence(response))
     out.print_json(response.text)

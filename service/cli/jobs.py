@@ -36,7 +36,10 @@ def launch(
     body = {"pipeline": pipeline, "parameters": parameters} | ({"name": name} if name else {})
     base_url = service_url(url)
     job = request("POST", base_url, "/jobs", json=body)
-    show_job(await_state(base_url, job["id"], "RUNNING", wait) if wait else job)
+    if wait:
+        err.print(f"job {job['id']} is launched", highlight=False)
+        job = await_state(base_url, job["id"], "RUNNING", wait)
+    show_job(job)
 
 
 @app.command("list")

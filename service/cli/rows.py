@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from service.cli.client import running_settings
-from service.cli.terminal import fail, out, table_of
-from service.config import Settings
+from service.cli.terminal import command, fail, out, table_of
+from service.config import LOCAL_PROJECT, Settings
 from transforms import bigquery_tables
 from transforms.bigquery_rows import parse_table
 
@@ -79,6 +79,11 @@ def rows(
     from google.auth.exceptions import GoogleAuthError
 
     settings = running_settings()
+    if not settings.bigquery_emulator_host and settings.project == LOCAL_PROJECT:
+        fail(
+            f"no local stack runs on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
+            "or set SIGNIN_PROJECT to read from Google Cloud"
+        )
     try:
         tables = SigninTables(settings)
         table = (

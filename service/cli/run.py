@@ -17,9 +17,9 @@ from service.cli.platform import (
     print_environment,
     until_interrupted,
 )
-from service.cli.terminal import clear_errors, err, load_settings, out
+from service.cli.terminal import clear_errors, command, err, fail, load_settings, out
 from service.config import Settings
-from service.errors import ConfigError
+from service.errors import ConfigError, DatabaseUnavailableError
 from service.local.stack import Stack
 
 PubsubPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of Pub/Sub; 0 takes a free one")]
@@ -47,10 +47,8 @@ async def run_up(platform: Platform) -> None:
         await platform.start()
     try:
         platform.print_addresses()
-        out.print(
-            "\nNext, in another terminal:\n  signin jobs launch\n  signin emit\n  signin rows",
-            highlight=False,
-        )
+        steps = "".join(f"\n  {command(step)}" for step in ("jobs launch", "emit", "rows"))
+        out.print(f"\nNext, in another terminal:{steps}", highlight=False)
         await until_interrupted(platform)
     finally:
         with err.status("stopping"):
@@ -119,7 +117,10 @@ def migrate() -> None:
 
     with clear_errors():
         settings = load_settings()
-        migrate_database(settings)
+        try:
+            migrate_database(settings)
+        except DatabaseUnavailableError as error:
+            fail(f"{error.detail} Is SIGNIN_DATABASE_URL right?")
         out.print("The database is at the newest schema.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -50,6 +51,11 @@ def clear_errors() -> Iterator[None]:
         fail(str(error))
 
 
+def command(words: str) -> str:
+    """A `signin` command as this person types it: behind `uv run` where that started us."""
+    return f"uv run signin {words}" if os.environ.get("UV") else f"signin {words}"
+
+
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     """Reads the settings; a bad value ends the command with the variable's name and what is wrong."""
     try:
@@ -70,7 +76,8 @@ def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]
     """A Rich table of plain values; a missing value is an empty cell."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # What people copy stays in one piece.
+        table.add_column(column, overflow="fold", no_wrap=column in ("id", "event_id"))
     for row in rows:
         table.add_row(*(cell(value) for value in row))
     return table
