@@ -11,14 +11,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from service import events, health, jobs, problems
+from service.bodies import Bodies
+from service.breaker import Breaker
 from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow
 from service.db import Database
 from service.edge import Edge
 from service.errors import ConfigError
+from service.outbox import Outbox
 from service.publisher import Publisher
 from service.reconciler import Reconciler
+from service.relay import Relay
+from service.topic import Topic
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(health.router)
     problems.install(app)
-    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Edge, bodies=Bodies(settings))
     return app
 
 
@@ -61,18 +66,33 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await _require_credentials(clients)
         database = Database(settings)
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
-        publisher = Publisher(clients, settings)
-        publishing = settings.publish_deadline_seconds + _PUBLISHER_GRACE_SECONDS
+        topic, outbox = Topic(clients, settings), Outbox(database, settings)
+        breaker = Breaker(
+            failures=settings.breaker_failures,
+            open_seconds=settings.breaker_open_seconds,
+            probe_seconds=settings.breaker_open_seconds,
+        )
+        relay = Relay(topic, outbox, breaker, settings)
+        publisher = Publisher(topic, outbox, breaker, settings)
+        publishing = (
+            settings.publish_patience_seconds + settings.outbox_deadline_seconds + _PUBLISHER_GRACE_SECONDS
+        )
         stack.push_async_callback(_closed, "publisher", publisher.close, publishing)
         dataflow = Dataflow(clients, settings)
         reconciler = Reconciler(database, dataflow, settings)
         app.state.clients = clients
         app.state.database = database
+        app.state.outbox = outbox
+        app.state.breaker = breaker
         app.state.publisher = publisher
         app.state.dataflow = dataflow
         app.state.reconciler = reconciler
-        app.state.readiness = health.Readiness(settings, clients, database)
-        for name, work in (("warm-up", _warm_up(clients)), ("reconciler", reconciler.run())):
+        app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
+        for name, work in (
+            ("warm-up", _warm_up(clients)),
+            ("reconciler", reconciler.run()),
+            ("relay", relay.run()),
+        ):
             task = asyncio.create_task(work, name=name)
             stack.push_async_callback(_ended, task)
         yield

@@ -48,6 +48,20 @@ class Settings(BaseSettings):
         False, description="Let anybody who reaches the port use the service, on any address"
     )
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest body of one sign-in")
+    max_batch_body_bytes: int = Field(5_000_000, ge=1024, description="Largest body of a batch, unpacked too")
+    max_batch_events: int = Field(1000, ge=1, le=10_000, description="Most events in a batch")
+    max_bodies_bytes: int = Field(
+        50_000_000, ge=1024, description="Most bytes of bodies at once, while they come and are worked on"
+    )
+    body_deadline_seconds: float = Field(10.0, gt=0, description="Longest time that a body may take to come")
+    max_header_bytes: int = Field(32 * 1024, ge=1024, description="Largest request line and headers")
+    header_deadline_seconds: float = Field(
+        10.0, gt=0, description="Longest time until a connection has sent the headers of a request"
+    )
+    keep_alive_seconds: int = Field(75, ge=1, description="How long a connection waits for its next request")
+    max_connections: int = Field(
+        2000, ge=1, description="Most connections of a process; beyond, the longest idle one is closed"
+    )
     max_event_ahead_seconds: int = Field(
         24 * 3600, ge=0, description="How far ahead of the clock the date of a sign-in may lie"
     )
@@ -59,6 +73,21 @@ class Settings(BaseSettings):
     publish_deadline_seconds: float = Field(10.0, gt=0, le=600, description="Deadline of one Publish call")
     publish_inflight_messages: int = Field(20_000, ge=1, description="Most events waiting for their id")
     publish_inflight_bytes: int = Field(64_000_000, ge=1024, description="Most bytes waiting for their id")
+
+    publish_patience_seconds: float = Field(
+        1.0, gt=0, le=60, description="Longest wait for one Publish call before its events go to the outbox"
+    )
+    breaker_failures: int = Field(
+        3, ge=1, description="Failed Publish calls in a row after which events go straight to the outbox"
+    )
+    breaker_open_seconds: float = Field(
+        1.0, gt=0, le=60, description="Time between two tries whether Pub/Sub is back"
+    )
+    outbox_max_rows: int = Field(1_000_000, ge=1, description="Most events in the outbox")
+    outbox_max_bytes: int = Field(1_000_000_000, ge=1024, description="Most bytes of events in the outbox")
+    outbox_deadline_seconds: float = Field(
+        5.0, gt=0, le=60, description="Deadline of one commit of events to the outbox"
+    )
 
     # Dataflow
     template_path: str = Field(

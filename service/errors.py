@@ -57,6 +57,14 @@ class MalformedBodyError(ProblemError):
     title = "The body is not JSON"
 
 
+class MalformedRequestError(ProblemError):
+    """Bytes that are no HTTP request."""
+
+    status = 400
+    code = "malformed_request"
+    title = "The request is not HTTP"
+
+
 class RouteNotFoundError(ProblemError):
     status = 404
     code = "not_found"
@@ -78,16 +86,103 @@ class BodyTimeoutError(ProblemError):
     retryable = True
 
 
+class RequestTimeoutError(ProblemError):
+    """The caller did not finish sending the request line and the headers in time."""
+
+    status = 408
+    code = "request_timeout"
+    title = "The headers did not arrive in time"
+    retryable = True
+
+
 class BodyTooLargeError(ProblemError):
     status = 413
     code = "body_too_large"
     title = "The body is too large"
 
 
+class BatchTooLargeError(ProblemError):
+    """More events than one batch may hold; none of them was looked at."""
+
+    status = 413
+    code = "batch_too_large"
+    title = "The batch has too many events"
+
+
+class HeadersTooLargeError(ProblemError):
+    """The request line and the headers have more bytes than the service reads."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "The headers are too large"
+
+
+class NotAnArrayError(ProblemError):
+    status = 400
+    code = "not_an_array"
+    title = "The body is not an array of sign-ins"
+
+
+class InvalidEncodingError(ProblemError):
+    """A compressed body that is damaged, cut short, or followed by something else."""
+
+    status = 400
+    code = "invalid_encoding"
+    title = "The body is not what its Content-Encoding says"
+
+
+class BodiesOverloadedError(ProblemError):
+    """The bound on the bytes of all bodies at once is reached; nothing was stored."""
+
+    status = 503
+    code = "bodies_overloaded"
+    title = "Too many bytes of bodies are under way"
+    retryable = True
+
+
+class TooManyConnectionsError(ProblemError):
+    """Every connection that the process may hold is in use."""
+
+    status = 503
+    code = "too_many_connections"
+    title = "Too many connections are open"
+    retryable = True
+
+
+class EmptyBatchError(ProblemError):
+    status = 422
+    code = "empty_batch"
+    title = "The batch has no events"
+
+
+class InvalidBatchError(ProblemError):
+    """A batch of which no event was valid; `members` hold the results."""
+
+    status = 422
+    code = "invalid_batch"
+    title = "No sign-in of the batch is valid"
+
+
+class EventTooLargeError(ProblemError):
+    """Stands in a batch's results: no valid event has so many bytes."""
+
+    status = 422
+    code = "event_too_large"
+    title = "An event of the batch is too large"
+
+
+class DuplicateEventIdError(ProblemError):
+    """Stands in a batch's results: an earlier event of the same batch has the id already."""
+
+    status = 422
+    code = "duplicate_event_id"
+    title = "An earlier event of the batch has the same event_id"
+
+
 class UnsupportedMediaTypeError(ProblemError):
     status = 415
     code = "unsupported_media_type"
-    title = "The content type is not JSON"
+    title = "The content type or encoding is not supported"
 
 
 class PublishUnavailableError(ProblemError):
@@ -105,6 +200,15 @@ class PublishOverloadedError(ProblemError):
     status = 503
     code = "publish_overloaded"
     title = "Too many events are in flight"
+    retryable = True
+
+
+class OutboxFullError(ProblemError):
+    """Pub/Sub is away and the outbox is at its bound of rows or bytes; nothing was stored."""
+
+    status = 503
+    code = "outbox_full"
+    title = "No more events can be kept until Pub/Sub is back"
     retryable = True
 
 

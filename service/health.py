@@ -12,16 +12,19 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from service.breaker import Breaker, State
 from service.clients import Clients
 from service.config import Settings
 from service.db import Database
 from service.errors import ConfigError, NotReadyError, ProblemError
+from service.models import utc_now
+from service.outbox import Outbox
 from service.problems import responses
 
 CHECK_DEADLINE_SECONDS = 3.0
 CACHE_SECONDS = 1.0
-# Without Dataflow sign-ins are still safe: taking the service out of its balancer would lose them.
-REQUIRED = frozenset({"database", "pubsub"})
+# A sign-in is safe as soon as one of these takes it: taking the service out of its balancer would lose it.
+HOMES = frozenset({"pubsub", "outbox"})
 router = APIRouter(tags=["health"])
 
 
@@ -47,24 +50,41 @@ class Dependency(BaseModel):
     latency_ms: float
 
 
+class Waiting(BaseModel):
+    """What waits in the outbox, and whether events go there now."""
+
+    breaker: State = Field(description="open: events go to the outbox; half_open: Pub/Sub is being tried")
+    events: int = Field(description="Events in the outbox that wait for Pub/Sub")
+    parked: int = Field(description="Events that Pub/Sub refused for good; `signin outbox status` says why")
+    bytes: int
+    oldest_age_seconds: float | None = Field(None, description="Age of the oldest that waits")
+
+
 class Ready(BaseModel):
-    """What the service needs to take sign-ins answers; `degraded` says that something else does not."""
+    """The topic or the outbox takes sign-ins; `degraded` says that something does not answer."""
 
     status: Literal["ready", "degraded"]
     dependencies: dict[str, Dependency]
+    outbox: Waiting | None = Field(None, description="null while the database does not answer")
 
 
 class Readiness:
     """Asks every dependency at once, at most once in `CACHE_SECONDS` however often it is asked."""
 
-    def __init__(self, settings: Settings, clients: Clients, database: Database) -> None:
+    def __init__(
+        self, settings: Settings, clients: Clients, database: Database, outbox: Outbox, breaker: Breaker
+    ) -> None:
         self._settings = settings
         self._clients = clients
         self._database = database
+        self._outbox = outbox
+        self._breaker = breaker
+        self.waiting: Waiting | None = None
         self._checks: dict[str, Callable[[], Awaitable[None]]] = {
             "database": self._check_database,
             "pubsub": self._check_pubsub,
             "dataflow": self._check_dataflow,
+            "outbox": self._check_outbox,
         }
         self._asking = asyncio.Lock()
         self._asked_at = float("-inf")
@@ -94,6 +114,21 @@ class Readiness:
         await self._database.ping()
         if not await self._database.is_current():
             raise ConfigError("the schema is not at the newest revision: run `signin migrate`")
+
+    async def _check_outbox(self) -> None:
+        self.waiting = None
+        found = await self._outbox.count()
+        if found.oldest_at is None and self._outbox.waiting:
+            found = await self._outbox.status()
+        age = (utc_now() - found.oldest_at).total_seconds() if found.oldest_at else None
+        self.waiting = Waiting(
+            breaker=self._breaker.state,
+            events=self._outbox.waiting,
+            parked=self._outbox.parked,
+            bytes=self._outbox.bytes,
+            oldest_age_seconds=None if age is None else round(max(age, 0.0), 3),
+        )
+        await self._outbox.require_writable()
 
     async def _check_pubsub(self) -> None:
         import grpc.aio  # after the start: it costs 0.1 s
@@ -137,20 +172,21 @@ async def healthz() -> Alive:
 
 @router.get("/readyz", responses=responses(NotReadyError))
 async def readyz(request: Request) -> Ready:
-    """Tell whether database, Pub/Sub and Dataflow answer, and the cause where one does not.
+    """Tell whether what the service needs answers, the cause where it does not, and what waits.
 
-    Dataflow alone does not make it 503: sign-ins are safe without it, and the status says `degraded`.
+    503 only where neither the topic nor the outbox takes sign-ins; else the status may say `degraded`.
     """
     readiness: Readiness = request.app.state.readiness
     dependencies = await readiness.dependencies()
     failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
-    if failed.keys() & REQUIRED:
+    if failed.keys() >= HOMES:
         raise NotReadyError(
             "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
             retry_after_seconds=1,
             members={"dependencies": {name: each.model_dump() for name, each in dependencies.items()}},
         )
-    return Ready(status="degraded" if failed else "ready", dependencies=dependencies)
+    status: Literal["ready", "degraded"] = "degraded" if failed else "ready"
+    return Ready(status=status, dependencies=dependencies, outbox=readiness.waiting)
 
 
 @router.get("/version")

@@ -1,12 +1,25 @@
-"""The tables of the metadata database: jobs, their attempts on Dataflow, and their history."""
+"""The tables of the metadata database: jobs with their attempts and history, and the outbox."""
 
 from __future__ import annotations
 
+import builtins
 import secrets
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, DateTime, Dialect, Index, String, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    text,
+)
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -132,3 +145,37 @@ class JobEvent(SQLModel, table=True):
     kind: str = Field(sa_type=String(32))
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     actor: str = Field(sa_type=String(128))
+
+
+class OutboxEvent(SQLModel, table=True):
+    """One event that was answered for and is not in the topic yet; the oldest has the least `id`.
+
+    `attributes` is a JSON object of strings, `bytes` the size on the wire. Who publishes it holds it
+    under `claimed_by` until `claimed_until`. A parked one was refused by Pub/Sub for good, for
+    `parked_reason`, and waits for an operator.
+    """
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        Index(
+            "ix_outbox_waiting",
+            "id",
+            sqlite_where=text("parked_at IS NULL"),
+            postgresql_where=text("parked_at IS NULL"),
+        ),
+        Index("ix_outbox_count", "parked_at", "created_at", "bytes"),  # counts without reading the data
+    )
+
+    id: int | None = Field(
+        default=None, primary_key=True, sa_type=BigInteger().with_variant(Integer(), "sqlite")
+    )
+    event_id: str = Field(sa_type=String(128))
+    data: builtins.bytes = Field(sa_type=LargeBinary)
+    attributes: str = Field(sa_type=Text)
+    bytes: int
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    claimed_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    claimed_by: str | None = Field(default=None, sa_type=String(64))
+    parked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    parked_reason: str | None = Field(default=None, sa_type=Text)

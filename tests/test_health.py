@@ -9,7 +9,7 @@ from service.app import create_app
 from service.config import Settings
 from service.local.dataflow import DataflowServer
 from service.local.faults import Fault
-from tests.serving import NOBODY, assert_problem, pubsub_with_topic, serving, settings_for
+from tests.serving import ARTICLE, JSON, NOBODY, assert_problem, pubsub_with_topic, serving, settings_for
 
 
 async def test_the_process_is_alive_whatever_else_is_not(tmp_path):
@@ -38,7 +38,7 @@ async def test_the_service_is_ready_when_everything_answers(tmp_path, database_u
         response = await client.get("/readyz")
         assert response.status_code == 200, response.text
         found = response.json()["dependencies"]
-        assert found.keys() == {"database", "pubsub", "dataflow"}
+        assert found.keys() == {"database", "pubsub", "dataflow", "outbox"}
         assert all(each["ok"] and each["cause"] is None and each["latency_ms"] > 0 for each in found.values())
 
 
@@ -54,6 +54,7 @@ async def test_each_cause_of_not_being_ready_is_told(tmp_path, empty_database_ur
             "database": "the schema is not at the newest revision: run `signin migrate`",
             "pubsub": "NOT_FOUND",
             "dataflow": "UNAVAILABLE",
+            "outbox": "The metadata database has not the tables of this version: run `signin migrate`.",
         }
         assert not any(each["ok"] for each in problem["dependencies"].values())
 
@@ -119,3 +120,34 @@ async def test_readiness_is_found_again_after_an_outage(tmp_path, monkeypatch):
         assert (await client.get("/readyz")).json()["dependencies"]["pubsub"]["ok"] is False
         server.faults.set([])
         assert (await client.get("/readyz")).json()["dependencies"]["pubsub"]["ok"] is True
+
+
+async def test_without_pubsub_the_service_is_degraded_but_takes_sign_ins_and_shows_what_waits(
+    tmp_path, database_url
+):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url) as (server, settings, _reader),
+        serving(settings) as client,
+    ):
+        server.faults.set([Fault(code="UNAVAILABLE")])
+        for _ in range(5):
+            answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+            assert (answer.status_code, answer.json()["status"]) == (202, "spooled")
+            assert answer.json()["message_id"] is None
+        response = await client.get("/readyz")
+        assert response.status_code == 200, response.text
+        assert response.json()["status"] == "degraded"
+        waiting = response.json()["outbox"]
+        assert (waiting["events"], waiting["parked"], waiting["breaker"] == "closed") == (5, 0, False)
+        assert waiting["oldest_age_seconds"] >= 0
+
+
+async def test_without_a_database_the_service_takes_sign_ins_as_long_as_the_topic_answers(tmp_path):
+    url = f"postgresql://nobody@{NOBODY}/nothing"
+    async with (
+        pubsub_with_topic(tmp_path, database_url=url) as (_, settings, _reader),
+        serving(settings) as client,
+    ):
+        response = await client.get("/readyz")
+        assert (response.status_code, response.json()["status"]) == (200, "degraded")
+        assert response.json()["outbox"] is None

@@ -71,9 +71,10 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
 ) -> None:
     scripts = tmp_path / "alembic"
     shutil.copytree(db.scripts_directory(), scripts)
-    (scripts / "versions" / "0002_breaks.py").write_text(
+    [newest] = db.newest_revisions()
+    (scripts / "versions" / "9999_breaks.py").write_text(
         "from alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        f"revision, down_revision, branch_labels, depends_on = '9999', {newest!r}, None, None\n"
         "def upgrade():\n"
         "    op.execute('CREATE TABLE half (id INTEGER)')\n"
         "    raise RuntimeError('broken on purpose')\n"

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from service import errors
 from service.app import create_app
+from service.bodies import Bodies
 from service.config import Settings
 from service.edge import Edge
 from service.problems import MEDIA_TYPE
@@ -58,14 +59,13 @@ async def test_a_body_of_unknown_length_is_bounded_on_every_route(tmp_path):
         assert_problem(await client.post("/jobs", content=endless(), headers=JSON), 413, "body_too_large")
 
 
-async def test_a_body_that_does_not_arrive_is_given_up_on_every_route(tmp_path, monkeypatch):
-    monkeypatch.setattr("service.edge.BODY_DEADLINE_SECONDS", 0.1)
+async def test_a_body_that_does_not_arrive_is_given_up_on_every_route(tmp_path):
 
     async def stalled():
         yield b"{"
         await asyncio.sleep(60)
 
-    async with serving(settings_for(tmp_path)) as client:
+    async with serving(settings_for(tmp_path, body_deadline_seconds=0.1)) as client:
         assert_problem(await client.post("/jobs", content=stalled(), headers=JSON), 408, "body_timeout")
 
 
@@ -131,7 +131,9 @@ def test_the_documentation_knows_no_error_body_but_ours(openapi):
 
 def test_the_route_of_events_is_documented_with_an_example_and_every_reason(openapi):
     operation = openapi["paths"]["/events/signin"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "408", "413", "415", "422", "500", "502", "503"}
+    assert set(operation["responses"]) == {
+        *("202", "400", "408", "413", "415", "422", "431", "500", "502", "503")
+    }
     body = operation["requestBody"]["content"]["application/json"]
     assert body["example"] == {"userid": "93234234", "date": "2017-10-17T20:57:17.338320"}
     told = operation["responses"]["400"]["description"] + operation["responses"]["422"]["description"]
@@ -155,7 +157,7 @@ async def test_the_service_that_shuts_down_says_so(tmp_path):
         assert_problem(response, 503, "shutting_down")
 
 
-async def test_a_request_that_is_broken_off_at_the_end_of_the_service_is_answered_before():
+async def test_a_request_that_is_broken_off_at_the_end_of_the_service_is_answered_before(tmp_path):
     started, sent = asyncio.Event(), []
 
     async def hanging(scope, receive, send):
@@ -166,7 +168,7 @@ async def test_a_request_that_is_broken_off_at_the_end_of_the_service_is_answere
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/jobs", "headers": []}
-    task = asyncio.create_task(Edge(hanging, max_body_bytes=1)(scope, None, send))
+    task = asyncio.create_task(Edge(hanging, Bodies(settings_for(tmp_path)))(scope, None, send))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -4,263 +4,338 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 
 import pytest
-from google.pubsub_v1 import types
 
-from service.clients import Clients
 from service.errors import (
+    OutboxFullError,
+    ProblemError,
     PublishOverloadedError,
     PublishRefusedError,
     PublishUnavailableError,
     ShuttingDownError,
 )
-from service.local.faults import Fault, FaultSwitch
-from service.local.grpc_server import Method, start_server, unary_handlers
+from service.local.faults import Fault
 from service.local.pubsub import PubsubServer
-from service.publisher import MAX_CALLS, Publisher
-from tests.serving import HANGING, NOBODY, Reader, pubsub_with_topic, settings_for, until
+from service.publisher import MAX_CALLS, Receipt
+from tests.publishing import message, outbox_events, publishing, without_database
+from tests.serving import HANGING, NOBODY, pubsub_with_topic, settings_for, until
+
+SPOOLED = Receipt("spooled", None)
 
 
-@asynccontextmanager
-async def publishing(settings):
-    clients = Clients(settings)
-    publisher = Publisher(clients, settings)
-    try:
-        yield publisher
-    finally:
-        await publisher.close()
-        await clients.close()
-
-
-async def outcomes(publisher, count):
-    return await asyncio.gather(*(publisher.publish(b"x", {}) for _ in range(count)), return_exceptions=True)
+async def outcomes(world, count):
+    return await asyncio.gather(
+        *(world.publisher.publish(b"x", {}) for _ in range(count)), return_exceptions=True
+    )
 
 
 async def test_a_message_is_in_the_topic_when_its_id_is_returned(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (_, settings, reader), publishing(settings) as publisher:
-        message_id = await publisher.publish(b"hello", {"event_id": "1"})
-        [message] = await reader.pull(1)
-        assert (message.message_id, message.data, dict(message.attributes)) == (
-            message_id,
-            b"hello",
-            {"event_id": "1"},
-        )
+    async with pubsub_with_topic(tmp_path) as (_, settings, reader), publishing(settings) as world:
+        receipt = await world.publisher.publish(b"hello", {"event_id": "1"})
+        [found] = await reader.pull(1)
+        assert receipt == Receipt("published", found.message_id)
+        assert (found.data, dict(found.attributes)) == (b"hello", {"event_id": "1"})
 
 
 async def test_two_thousand_concurrent_publishes_get_distinct_ids_in_few_calls(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as publisher:
-        ids = await asyncio.gather(*(publisher.publish(b"x", {"event_id": str(i)}) for i in range(2000)))
+    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as world:
+        receipts = await asyncio.gather(*(world.publisher.publish(*message(i)) for i in range(2000)))
+        ids = [receipt.message_id for receipt in receipts]
         assert len(set(ids)) == 2000
         assert server.faults.calls["Publish"] <= 10
-        found = {message.message_id: message.attributes["event_id"] for message in await reader.pull(2000)}
-        assert found == {message_id: str(i) for i, message_id in enumerate(ids)}
+        found = {each.message_id: each.attributes["event_id"] for each in await reader.pull(2000)}
+        assert found == {message_id: f"event-{i}" for i, message_id in enumerate(ids)}
 
 
 async def test_a_lone_caller_does_not_wait_for_a_batch_to_fill(tmp_path):
     async with (
         pubsub_with_topic(tmp_path, publish_linger_seconds=1.0) as (_, settings, _reader),
-        publishing(settings) as publisher,
+        publishing(settings) as world,
     ):
-        await publisher.publish(b"x", {})
+        await world.publisher.publish(b"x", {})
         started = time.monotonic()
-        await publisher.publish(b"x", {})
+        await world.publisher.publish(b"x", {})
         assert time.monotonic() - started < 0.5
 
 
 async def test_a_batch_keeps_to_the_limit_of_bytes(tmp_path):
     async with (
         pubsub_with_topic(tmp_path, publish_batch_bytes=10_000) as (server, settings, _),
-        publishing(settings) as publisher,
+        publishing(settings) as world,
     ):
-        await asyncio.gather(*(publisher.publish(b"x" * 3000, {}) for _ in range(30)))
+        await asyncio.gather(*(world.publisher.publish(b"x" * 3000, {}) for _ in range(30)))
         assert 10 <= server.faults.calls["Publish"] <= 20
+
+
+async def test_publishing_does_not_touch_the_database_while_pubsub_is_there(tmp_path):
+    async with (
+        pubsub_with_topic(tmp_path) as (_, settings, _reader),
+        publishing(without_database(settings)) as world,
+    ):
+        assert (await world.publisher.publish(b"x", {})).status == "published"
+        receipts = await world.publisher.publish_all([message(i) for i in range(1000)])
+        assert {receipt.status for receipt in receipts} == {"published"}
 
 
 async def test_a_topic_that_is_not_there_is_a_refusal_that_names_it(tmp_path):
     async with PubsubServer() as server:
         settings = settings_for(tmp_path, server.address)
-        async with publishing(settings) as publisher:
+        async with publishing(settings) as world:
             with pytest.raises(PublishRefusedError, match=settings.topic_path):
-                await publisher.publish(b"x", {})
-
-
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "ABORTED"])
-async def test_a_transient_status_asks_the_caller_to_come_again(tmp_path, code):
-    async with pubsub_with_topic(tmp_path) as (server, settings, _), publishing(settings) as publisher:
-        server.faults.set([Fault(method="Publish", code=code)])
-        with pytest.raises(PublishUnavailableError, match=code) as caught:
-            await publisher.publish(b"x", {})
-        assert caught.value.retryable
-        assert caught.value.retry_after_seconds == 1
-        server.faults.set([])
-        assert await publisher.publish(b"x", {})
+                await world.publisher.publish(b"x", {})
 
 
 @pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNAUTHENTICATED", "FAILED_PRECONDITION"])
-async def test_a_permanent_status_is_a_refusal(tmp_path, code):
-    async with pubsub_with_topic(tmp_path) as (server, settings, _), publishing(settings) as publisher:
+async def test_a_permanent_status_is_a_refusal_and_nothing_is_spooled(tmp_path, code):
+    async with pubsub_with_topic(tmp_path) as (server, settings, _), publishing(settings) as world:
         server.faults.set([Fault(method="Publish", code=code)])
-        with pytest.raises(PublishRefusedError, match=code):
-            await publisher.publish(b"x", {})
+        for _ in range(5):
+            with pytest.raises(PublishRefusedError, match=code):
+                await world.publisher.publish(b"x", {})
+        assert world.breaker.is_closed
+        assert await outbox_events(world.outbox) == []
 
 
-async def test_a_pubsub_that_is_not_there_is_told_at_once(tmp_path):
-    async with publishing(settings_for(tmp_path, NOBODY)) as publisher:
-        await outcomes(publisher, 1)  # the first one also imports gRPC
-        started = time.monotonic()
-        with pytest.raises(PublishUnavailableError):
-            await publisher.publish(b"x", {})
-        assert time.monotonic() - started < 2
-
-
-async def test_a_pubsub_that_hangs_is_given_up_at_the_deadline(tmp_path):
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "ABORTED"])
+async def test_a_transient_status_puts_the_event_into_the_outbox(tmp_path, database_url, code):
     async with (
-        pubsub_with_topic(tmp_path, publish_deadline_seconds=0.4) as (server, settings, _),
-        publishing(settings) as publisher,
+        pubsub_with_topic(tmp_path, database_url=database_url) as (server, settings, _),
+        publishing(settings) as world,
     ):
-        server.faults.set([HANGING])
+        server.faults.set([Fault(method="Publish", code=code)])
+        assert await world.publisher.publish(*message(7)) == SPOOLED
+        [row] = await outbox_events(world.outbox)
+        assert (row["event_id"], row["data"], row["attributes"]) == (
+            "event-7",
+            b'{"n":7}',
+            '{"event_id":"event-7"}',
+        )
+        server.faults.set([])
+        assert (await world.publisher.publish(b"x", {})).status == "published"
+
+
+async def test_a_pubsub_that_is_not_there_costs_no_event_and_no_time(tmp_path, database_url):
+    async with publishing(settings_for(tmp_path, NOBODY, database_url=database_url)) as world:
+        await outcomes(world, 1)  # the first one also imports gRPC
         started = time.monotonic()
-        with pytest.raises(PublishUnavailableError, match="DEADLINE_EXCEEDED"):
-            await publisher.publish(b"x", {})
-        assert 0.3 < time.monotonic() - started < 1.5
+        receipts = await asyncio.gather(*(world.publisher.publish(*message(i)) for i in range(500)))
+        assert time.monotonic() - started < 2
+        assert set(receipts) == {SPOOLED}
+        kept = {row["event_id"] for row in await outbox_events(world.outbox)}
+        assert kept >= {f"event-{i}" for i in range(500)}
 
 
-async def test_events_behind_hanging_calls_are_answered_by_their_own_deadline_too(tmp_path):
-    limits = {"publish_deadline_seconds": 0.5, "publish_batch_messages": 1}
+async def test_while_the_breaker_is_open_no_caller_asks_pubsub(tmp_path, database_url):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url, breaker_open_seconds=0.01) as (
+            server,
+            settings,
+            _,
+        ),
+        publishing(settings) as world,
+    ):
+        server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
+        while world.breaker.is_closed:
+            assert await world.publisher.publish(b"x", {}) == SPOOLED
+        calls = server.faults.calls["Publish"]
+        assert set(await outcomes(world, 500)) == {SPOOLED}
+        assert server.faults.calls["Publish"] == calls
+
+
+async def test_a_pubsub_that_hangs_costs_a_caller_the_patience_and_the_next_ones_nothing(tmp_path):
+    patience = {"publish_patience_seconds": 0.3}
+    async with (
+        pubsub_with_topic(tmp_path, **patience) as (server, settings, _),
+        publishing(settings) as world,
+    ):
+        await world.publisher.publish(b"x", {})
+        server.faults.set([HANGING])
+        for least in (0.25, 0.0, 0.0):
+            started = time.monotonic()
+            assert await world.publisher.publish(b"x", {}) == SPOOLED
+            assert least < time.monotonic() - started < 1.0
+        assert world.breaker.state == "open"
+        assert server.faults.calls["Publish"] == 2
+
+
+async def test_events_behind_hanging_calls_do_not_wait_for_a_call_of_their_own(tmp_path):
+    limits = {"publish_patience_seconds": 0.3, "publish_batch_messages": 1}
     async with (
         pubsub_with_topic(tmp_path, **limits) as (server, settings, _),
-        publishing(settings) as publisher,
+        publishing(settings) as world,
     ):
         server.faults.set([HANGING])
         started = time.monotonic()
-        answers = await outcomes(publisher, MAX_CALLS * 4)
+        assert set(await outcomes(world, MAX_CALLS * 4)) == {SPOOLED}
         assert time.monotonic() - started < 2
-        assert {type(answer) for answer in answers} == {PublishUnavailableError}
         assert server.faults.calls["Publish"] <= MAX_CALLS
 
 
+async def test_with_neither_pubsub_nor_database_nothing_is_promised(tmp_path):
+    async with publishing(without_database(settings_for(tmp_path, NOBODY))) as world:
+        await outcomes(world, 1)
+        started = time.monotonic()
+        answers = await outcomes(world, 500)
+        assert time.monotonic() - started < 3
+        assert {type(answer) for answer in answers} == {PublishUnavailableError}
+        assert all(answer.retryable and answer.retry_after_seconds for answer in answers)
+
+
+async def test_with_the_database_away_publishing_goes_on_when_pubsub_is_back(tmp_path):
+    async with (
+        pubsub_with_topic(tmp_path, breaker_open_seconds=0.05) as (server, settings, _),
+        publishing(without_database(settings)) as world,
+    ):
+        server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
+        while world.breaker.is_closed:
+            await outcomes(world, 1)
+        server.faults.set([])
+        deadline = time.monotonic() + 5
+        while not isinstance((await outcomes(world, 1))[0], Receipt):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert world.breaker.is_closed
+
+
+async def test_a_full_outbox_turns_events_away_and_says_when_to_come_again(tmp_path, database_url):
+    limits = {"outbox_max_rows": 10, "database_url": database_url}
+    async with publishing(settings_for(tmp_path, NOBODY, **limits)) as world:
+        receipts = await world.publisher.publish_all([message(i) for i in range(10)])
+        assert set(receipts) == {SPOOLED}
+        with pytest.raises(OutboxFullError) as caught:
+            await world.publisher.publish(b"x", {})
+        assert caught.value.retry_after_seconds == 60
+        assert len(await outbox_events(world.outbox)) == 10
+
+
 async def test_one_bad_message_does_not_sink_its_batch(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as publisher:
+    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as world:
         bodies = [b"" if i in (3, 77) else b"x" for i in range(100)]  # an empty message is refused
-        answers = await asyncio.gather(
-            *(publisher.publish(body, {}) for body in bodies), return_exceptions=True
-        )
+        answers = await world.publisher.publish_all([(body, {}) for body in bodies])
         refused = [i for i, answer in enumerate(answers) if isinstance(answer, PublishRefusedError)]
         assert refused == [3, 77]
-        assert len({answer for answer in answers if isinstance(answer, str)}) == 98
+        assert len({answer.message_id for answer in answers if isinstance(answer, Receipt)}) == 98
         assert len(await reader.pull(98)) == 98
         assert server.faults.calls["Publish"] < 40
 
 
-@asynccontextmanager
-async def pubsub_that_answers(message_ids):
-    """A Pub/Sub that takes every Publish call and answers with these ids."""
-
-    async def publish(request, context):
-        return types.PublishResponse.pb()(message_ids=message_ids)
-
-    method = Method(publish, types.PublishRequest.pb(), types.PublishResponse.pb())
-    handlers = [unary_handlers("google.pubsub.v1.Publisher", {"Publish": method}, FaultSwitch())]
-    server, address = await start_server(handlers, "127.0.0.1", 0)
-    yield address
-    await server.stop(None)
+async def test_many_messages_have_their_outcomes_in_their_own_order(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (_, settings, reader), publishing(settings) as world:
+        receipts = await world.publisher.publish_all([message(i) for i in range(2500)])
+        found = {each.message_id: each.attributes["event_id"] for each in await reader.pull(2500)}
+        assert [found[receipt.message_id] for receipt in receipts] == [f"event-{i}" for i in range(2500)]
+        assert await world.publisher.publish_all([]) == []
 
 
-@pytest.mark.parametrize("message_ids", [[], [""], ["1", "2"]])
-async def test_an_answer_without_an_id_for_each_event_promises_nothing(tmp_path, message_ids):
+async def test_a_small_caller_does_not_wait_behind_a_large_batch(tmp_path):
+    limits = {"publish_batch_messages": 20, "publish_inflight_messages": 4000}
     async with (
-        pubsub_that_answers(message_ids) as address,
-        publishing(settings_for(tmp_path, address)) as publisher,
+        pubsub_with_topic(tmp_path, **limits) as (server, settings, _),
+        publishing(settings) as world,
     ):
-        [outcome] = await outcomes(publisher, 1)
-        assert isinstance(outcome, PublishUnavailableError)
-
-
-async def test_publishing_goes_on_when_pubsub_is_back_on_its_address(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (server, settings, _):
-        port = int(server.address.rpartition(":")[2])
-        publisher_clients = Clients(settings)
-        publisher = Publisher(publisher_clients, settings)
-        assert await publisher.publish(b"before", {})
-    assert isinstance((await outcomes(publisher, 1))[0], PublishUnavailableError)
-    async with PubsubServer(port=port):
-        clients = Clients(settings)
-        await Reader(clients, settings).make_topic()
-        deadline = time.monotonic() + 5
-        while isinstance((await outcomes(publisher, 1))[0], PublishUnavailableError):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
-        assert await publisher.publish(b"after", {})
-        await publisher.close()
-        await publisher_clients.close()
-        await clients.close()
+        await world.publisher.publish(b"x", {})
+        server.faults.set([Fault(method="Publish", delay_seconds=0.05)])
+        large = asyncio.create_task(world.publisher.publish_all([message(i) for i in range(4000)]))
+        await until(lambda: server.faults.calls["Publish"] > 5)
+        assert (await world.publisher.publish(b"x", {})).status == "published"
+        assert not large.done()
+        answers = await large
+        assert {type(answer) for answer in answers[:3000]} == {Receipt}
+        assert {type(answer) for answer in answers[3000:]} == {PublishOverloadedError}
 
 
 async def test_a_caller_that_goes_away_does_not_take_its_batch_along(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as publisher:
+    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as world:
         server.faults.set([Fault(method="Publish", delay_seconds=0.2)])
-        tasks = [asyncio.create_task(publisher.publish(b"x", {"event_id": str(i)})) for i in range(10)]
+        tasks = [asyncio.create_task(world.publisher.publish(*message(i))) for i in range(10)]
         await until(lambda: server.faults.calls["Publish"])
         for task in tasks[::2]:
             task.cancel()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [isinstance(answer, str) for answer in answers] == [False, True] * 5
+        assert [isinstance(answer, Receipt) for answer in answers] == [False, True] * 5
         assert len(await reader.pull(10)) == 10
 
 
 async def test_too_many_events_are_refused_at_once(tmp_path):
     async with (
         pubsub_with_topic(tmp_path, publish_inflight_messages=5) as (server, settings, _),
-        publishing(settings) as publisher,
+        publishing(settings) as world,
     ):
         server.faults.set([Fault(method="Publish", delay_seconds=0.2)])
-        answers = await outcomes(publisher, 8)
-        assert [type(answer) for answer in answers] == [str] * 5 + [PublishOverloadedError] * 3
+        answers = await outcomes(world, 8)
+        assert [type(answer) for answer in answers] == [Receipt] * 5 + [PublishOverloadedError] * 3
+        assert answers[-1].retry_after_seconds >= 1
         server.faults.set([])
-        assert await publisher.publish(b"x", {})
+        assert await world.publisher.publish(b"x", {})
 
 
 async def test_too_many_bytes_are_refused_at_once(tmp_path):
     async with (
         pubsub_with_topic(tmp_path, publish_inflight_bytes=10_000) as (server, settings, _),
-        publishing(settings) as publisher,
+        publishing(settings) as world,
     ):
         server.faults.set([Fault(method="Publish", delay_seconds=0.2)])
-        first = asyncio.create_task(publisher.publish(b"x" * 6000, {}))
+        first = asyncio.create_task(world.publisher.publish(b"x" * 6000, {}))
         await asyncio.sleep(0)
         with pytest.raises(PublishOverloadedError):
-            await publisher.publish(b"x" * 6000, {})
+            await world.publisher.publish(b"x" * 6000, {})
         assert await first
-        assert await publisher.publish(b"x" * 6000, {})
+        assert await world.publisher.publish(b"x" * 6000, {})
 
 
 async def test_close_under_load_lets_everything_finish_and_then_refuses(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (server, settings, reader):
-        clients = Clients(settings)
-        publisher = Publisher(clients, settings)
+    async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as world:
         server.faults.set([Fault(method="Publish", delay_seconds=0.05)])
-        tasks = [asyncio.create_task(publisher.publish(b"x", {})) for _ in range(3000)]
+        tasks = [asyncio.create_task(world.publisher.publish(b"x", {})) for _ in range(3000)]
         await asyncio.sleep(0)
-        await publisher.close()
-        assert len({task.result() for task in tasks}) == 3000
-        with pytest.raises(ShuttingDownError):
-            await publisher.publish(b"x", {})
+        await world.publisher.close()
+        assert len({task.result().message_id for task in tasks}) == 3000
+        for refused in (world.publisher.publish(b"x", {}), world.publisher.publish_all([(b"x", {})])):
+            with pytest.raises(ShuttingDownError):
+                await refused
         assert len(await reader.pull(3000)) == 3000
-        await clients.close()
 
 
-async def test_close_while_pubsub_hangs_fails_everything_within_the_deadline(tmp_path):
-    limits = {"publish_deadline_seconds": 0.5, "publish_batch_messages": 10}
-    async with pubsub_with_topic(tmp_path, **limits) as (server, settings, _):
-        clients = Clients(settings)
-        publisher = Publisher(clients, settings)
+async def test_close_while_pubsub_hangs_keeps_everything_in_the_outbox(tmp_path, database_url):
+    limits = {"publish_batch_messages": 10, "publish_patience_seconds": 3.0}
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url, **limits) as (server, settings, _),
+        publishing(settings) as world,
+    ):
         server.faults.set([HANGING])
-        tasks = [asyncio.create_task(publisher.publish(b"x", {})) for _ in range(500)]
+        tasks = [asyncio.create_task(world.publisher.publish(*message(i))) for i in range(500)]
         await asyncio.sleep(0)
         started = time.monotonic()
-        await publisher.close()
-        assert time.monotonic() - started < 2
-        assert {type(task.exception()) for task in tasks} == {PublishUnavailableError}
-        await clients.close()
+        await world.publisher.close()
+        assert time.monotonic() - started < 6
+        assert {task.result() for task in tasks} == {SPOOLED}
+        assert {row["event_id"] for row in await outbox_events(world.outbox)} == {
+            f"event-{i}" for i in range(500)
+        }
+
+
+async def test_close_with_neither_pubsub_nor_database_answers_everybody(tmp_path):
+    limits = {"publish_patience_seconds": 0.5}
+    async with (
+        pubsub_with_topic(tmp_path, **limits) as (server, settings, _),
+        publishing(without_database(settings)) as world,
+    ):
+        server.faults.set([HANGING])
+        tasks = [asyncio.create_task(world.publisher.publish(b"x", {})) for _ in range(50)]
+        await asyncio.sleep(0)
+        await world.publisher.close()
+        assert all(isinstance(task.exception(), ProblemError) for task in tasks)
+
+
+async def test_close_keeps_events_whose_call_cannot_even_begin(tmp_path, database_url, monkeypatch):
+    limits = {"publish_patience_seconds": 0.2, "database_url": database_url}
+    async with publishing(settings_for(tmp_path, NOBODY, **limits)) as world:
+        monkeypatch.setattr(world.clients, "pubsub", asyncio.Event().wait)  # credentials that never come
+        tasks = [asyncio.create_task(world.publisher.publish(*message(i))) for i in range(50)]
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        await world.publisher.close()
+        assert time.monotonic() - started < 3
+        assert {task.result() for task in tasks} == {SPOOLED}
+        assert len(await outbox_events(world.outbox)) == 50

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 from fastapi import FastAPI, Request
 
-from service import server
+from service import connections, server
+from service.config import Settings
 
 BODY = b'{"some": "body"}'
 UPGRADE = (
@@ -18,9 +19,10 @@ UPGRADE = (
 
 
 @asynccontextmanager
-async def connected():
+async def connected(**values):
     """A connection to a server whose application answers with the body of the request."""
     app = FastAPI()
+    app.state.settings = Settings(_env_file=None, **values)
 
     @app.post("/echo")
     async def echo(request: Request) -> dict[str, str]:
@@ -66,20 +68,19 @@ async def test_a_request_that_offers_http2_keeps_its_body_and_its_connection(par
         assert (await answered(reader))[0] == 200
 
 
-async def test_a_head_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr(server, "MAX_HEAD_BYTES", 10_000)
-    async with connected() as (reader, writer):
+async def test_a_head_without_end_is_refused():
+    async with connected(max_header_bytes=5000) as (reader, writer):
         writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nX-Endless: ")
         for _ in range(10):
             writer.write(b"a" * 1000)
             await asyncio.sleep(0.01)
-        assert (await answered(reader))[0] == 400
+        status, problem = await answered(reader)
+        assert (status, json.loads(problem)["code"]) == (431, "headers_too_large")
 
 
-async def test_many_requests_on_one_connection_may_be_longer_together(monkeypatch):
-    monkeypatch.setattr(server, "MAX_HEAD_BYTES", 100)
-    async with connected() as (reader, writer):
-        for _ in range(5):
+async def test_many_requests_on_one_connection_may_be_longer_together():
+    async with connected(max_header_bytes=1024) as (reader, writer):
+        for _ in range(30):
             for part in (head()[:40], head()[40:] + BODY):
                 writer.write(part)
                 await asyncio.sleep(0.01)
@@ -88,15 +89,16 @@ async def test_many_requests_on_one_connection_may_be_longer_together(monkeypatc
 
 @pytest.mark.parametrize("sent", [b"", b"POST /echo HT"])
 async def test_a_head_that_does_not_arrive_is_given_up(monkeypatch, sent):
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
-    async with connected() as (reader, writer):
+    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
+    async with connected(header_deadline_seconds=0.1) as (reader, writer):
         writer.write(sent)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert (b" 408 " in answer.partition(b"\r\n")[0]) == bool(sent)
 
 
 async def test_a_request_that_takes_longer_than_its_head_may_is_not_given_up(monkeypatch):
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.1)
-    async with connected() as (reader, writer):
+    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
+    async with connected(header_deadline_seconds=0.1) as (reader, writer):
         writer.write(head())
         await asyncio.sleep(0.3)
         writer.write(BODY)

@@ -137,7 +137,7 @@ def _decode_typed(data: bytes, unknown_fields: Literal["refuse", "ignore"]) -> S
         return None
     if wire.event_id is not None and not is_event_id(wire.event_id):
         return None
-    if wire.attributes and not _are_attributes(wire.attributes):
+    if wire.attributes and not are_attributes(wire.attributes):
         return None
     return SigninEvent(wire.userid, date, wire.event_id, wire.attributes or {})
 
@@ -179,7 +179,7 @@ def _raw_fields(data: bytes) -> dict[str, msgspec.Raw]:
         raise EventError("invalid_utf8", None, f"byte {error.start} is not UTF-8") from None
     if data.startswith(b"\xef\xbb\xbf"):
         raise EventError("invalid_json", None, "the body begins with a byte order mark")
-    if _nesting(data) > MAX_NESTING:
+    if data.count(b"[") + data.count(b"{") > MAX_NESTING and _nesting(data) > MAX_NESTING:
         raise EventError("invalid_json", None, f"the body is nested more than {MAX_NESTING} levels deep")
     try:
         fields = _RAW_OBJECT.decode(data)
@@ -239,7 +239,7 @@ def _attributes(fields: Mapping[str, msgspec.Raw]) -> dict[str, str]:
         ) from None
     except (ValueError, RecursionError):
         raise EventError("invalid_json", "attributes", "attributes holds what is not Unicode text") from None
-    if not _are_attributes(attributes):
+    if not are_attributes(attributes):
         raise EventError("attributes_invalid", "attributes", _attributes_detail(attributes))
     return attributes
 
@@ -253,7 +253,8 @@ def _attributes_detail(attributes: Mapping[str, str]) -> str:
     )
 
 
-def _are_attributes(attributes: Mapping[str, str]) -> bool:
+def are_attributes(attributes: Mapping[str, str]) -> bool:
+    """Tells whether the map is within the limits of an event's attributes."""
     return len(attributes) <= MAX_ATTRIBUTES and all(
         len(key) <= MAX_ATTRIBUTE_KEY_CHARACTERS and len(value) <= MAX_ATTRIBUTE_VALUE_CHARACTERS
         for key, value in attributes.items()

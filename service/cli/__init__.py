@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import demo, emit, faults, jobs, rows, run
+from service.cli import demo, emit, faults, jobs, outbox, rows, run
 
 app = typer.Typer(
     name="signin",
@@ -45,6 +45,7 @@ app.add_typer(local, name="local")
 app.command()(emit.emit)
 app.command()(rows.rows)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(outbox.app, name="outbox")
 app.command()(run.migrate)
 
 

@@ -48,9 +48,8 @@ def request(method: str, base_url: str, path: str, **arguments: Any) -> Any:
     try:
         response = httpx.request(method, base_url + path, timeout=DEADLINE_SECONDS, **arguments)
     except httpx.TransportError as error:
-        fail(
-            f"{base_url} does not answer ({type(error).__name__}). Is the service running? Try `{command('up')}`."
-        )
+        kind = type(error).__name__
+        fail(f"{base_url} does not answer ({kind}). Is the service running? Try `{command('up')}`.")
     if not response.is_success:
         fail(problem_sentence(response))
     return response.json()

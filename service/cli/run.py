@@ -59,6 +59,7 @@ def serve(
     announce: Annotated[bool, typer.Option("--announce", hidden=True)] = False,
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer on the port")] = 1,
     debug_log: Annotated[Path | None, typer.Option(help="File that gets every log record besides")] = None,
 ) -> None:
     """Run the service alone, against Google Cloud or the emulators that the environment names."""
@@ -68,12 +69,12 @@ def serve(
         settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
         settings.require_startable()
         configure(settings)
-        run_server(settings, announce=announce)
+        run_server(settings, announce=announce, processes=workers)
 
 
-def run_server(settings: Settings, *, announce: bool) -> None:
+def run_server(settings: Settings, *, announce: bool, processes: int = 1) -> None:
     """Serves until a signal comes. Raises ConfigError where the port is taken or credentials are missing."""
-    from service import server
+    from service import server, workers
     from service.app import create_app
     from service.db import migrate as migrate_database
 
@@ -97,7 +98,10 @@ def run_server(settings: Settings, *, announce: bool) -> None:
         else:
             out.print(f"The service answers at {url}, its documentation at {url}/docs", highlight=False)
 
-    server.run(create_app(settings), listener, started)
+    if processes > 1:
+        workers.run(settings, listener, processes, started)
+    else:
+        server.run(create_app(settings), listener, started)
 
 
 async def find_credentials(settings: Settings) -> None:

@@ -1,0 +1,79 @@
+"""The circuit breaker before Pub/Sub: a pure state machine that is told of each call and of the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+State = Literal["closed", "open", "half_open"]
+
+
+class Breaker:
+    """Closed lets every call pass; open none; half open one at a time, the probe.
+
+    `failures` in a row open it, and so does a single call that hung: the next ones would make their
+    callers wait as long. After `open_seconds` one probe may pass: its success closes the breaker, its
+    failure opens it again. A probe of which nothing is heard for `probe_seconds` makes way for the next.
+    """
+
+    def __init__(
+        self,
+        *,
+        failures: int,
+        open_seconds: float,
+        probe_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit = failures
+        self._open_seconds = open_seconds
+        self._probe_seconds = probe_seconds
+        self._clock = clock
+        self._failures = 0
+        self._retry_at = 0.0
+        self.state: State = "closed"
+        self.cause = ""
+        self.opened = 0
+
+    @property
+    def is_closed(self) -> bool:
+        return self.state == "closed"
+
+    def probe(self) -> bool:
+        """Whether the caller may make the one call that tries; it must tell how that call ended."""
+        if self.state == "closed" or self._clock() < self._retry_at:
+            return False
+        self.state = "half_open"
+        self._retry_at = self._clock() + self._probe_seconds
+        return True
+
+    def seconds_to_probe(self) -> float:
+        """How long until the next probe may pass; 0 where the breaker is closed."""
+        return 0.0 if self.state == "closed" else max(0.0, self._retry_at - self._clock())
+
+    def succeeded(self) -> bool:
+        """A call was answered; returns True where that closed the breaker.
+
+        While open it says nothing: that call began before the failures.
+        """
+        if self.state == "open":
+            return False
+        closed = self.state == "half_open"
+        self.state = "closed"
+        self._failures = 0
+        self.cause = ""
+        return closed
+
+    def failed(self, cause: str, *, hung: bool = False) -> bool:
+        """A call failed for `cause`, a gRPC status; returns True where that opened a closed breaker."""
+        if self.state == "open":
+            return False
+        was_closed = self.state == "closed"
+        self._failures += self._limit if hung else 1
+        if was_closed and self._failures < self._limit:
+            return False
+        self.state = "open"
+        self.cause = cause
+        self.opened += was_closed
+        self._retry_at = self._clock() + self._open_seconds
+        return was_closed

@@ -1,0 +1,230 @@
+"""The bounds of a connection: the size of a request's head, the time it may take, and how many there are.
+
+uvicorn with httptools has a bound for none of them. What is refused here gets the problem document that
+the application would send, and the connection ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.config import Settings
+from service.errors import (
+    HeadersTooLargeError,
+    MalformedRequestError,
+    ProblemError,
+    RequestTimeoutError,
+    TooManyConnectionsError,
+)
+from service.problems import rendered
+
+SWEEP_SECONDS = 1.0
+RETRY_AFTER_SECONDS = 1
+LINGER_SECONDS = 2.0
+MOST_LINGER_BYTES = 32_000_000
+
+
+class Connections:
+    """The connections of one process that wait for a request, the longest waiting first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.most = settings.max_connections
+        self.max_header_bytes = settings.max_header_bytes
+        self.header_deadline_seconds = settings.header_deadline_seconds
+        self.waiting: dict[Connection, float] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def protocol(self) -> Any:
+        """What uvicorn takes for a protocol class."""
+        return functools.partial(Connection, self)
+
+    def wait(self, connection: Connection) -> None:
+        """Notes that a connection waits for the head of a request from now on."""
+        loop = connection.loop
+        self.waiting[connection] = loop.time()
+        if self._alarm is None:
+            self._alarm = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+
+    def make_room(self) -> bool:
+        """Closes the connection that has waited longest; False where none waits."""
+        for connection in self.waiting:
+            del self.waiting[connection]
+            connection.transport.close()
+            return True
+        return False
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ends those that have begun a request, or never sent one, and are too late with its head."""
+        now = loop.time()
+        for connection, since in list(self.waiting.items()):
+            if now - since > self.header_deadline_seconds and not connection.is_kept_alive:
+                del self.waiting[connection]
+                connection.give_up()
+        self._alarm = loop.call_later(SWEEP_SECONDS, self._sweep, loop) if self.waiting else None
+
+
+class LingeringTransport:
+    """A transport whose `close` lets the caller read the answer to a request that was not read to its end.
+
+    Closing a socket that has unread bytes makes the kernel reset the connection, and the answer may be
+    lost with it. So only our side is closed; what comes is thrown away, for `LINGER_SECONDS` at most.
+    https://www.rfc-editor.org/rfc/rfc9112#section-9.6
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+        self._is_lingering = False
+        # Bound here, so that the way of each answer is as short as it was.
+        self.write = transport.write
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+        self.abort = transport.abort
+
+    def is_closing(self) -> bool:
+        return self._is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing() or not self._connection.has_unread_bytes:
+            self._transport.close()
+            return
+        self._is_lingering = True
+        self._connection.discard_from_now_on()
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._connection.loop.call_later(LINGER_SECONDS, self._transport.close)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with bounds. It is in `Connections.waiting` whenever it owes us a head."""
+
+    def __init__(self, connections: Connections, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._bounds = connections
+        self._head_bytes = 0
+        self._chunk_bytes = 0
+        self._in_head = True
+        self._refusal: ProblemError | None = None
+        self._discarded_bytes: int | None = None  # None while what comes is looked at
+        self.is_kept_alive = False
+
+    @property
+    def has_unread_bytes(self) -> bool:
+        """Whether the caller may still be sending what will not be read."""
+        return self._refusal is not None or (self.cycle is not None and self.cycle.more_body)
+
+    def discard_from_now_on(self) -> None:
+        self._discarded_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._plain_transport = transport
+        super().connection_made(LingeringTransport(transport, self))  # type: ignore[arg-type]
+        if len(self.connections) > self._bounds.most and not self._bounds.make_room():
+            detail = f"This process holds {self._bounds.most} connections, and all are busy."
+            self._refuse(TooManyConnectionsError(detail, retry_after_seconds=RETRY_AFTER_SECONDS))
+            return
+        self._bounds.wait(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._bounds.waiting.pop(self, None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarded_bytes is not None:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > MOST_LINGER_BYTES:
+                self.transport.abort()
+            return
+        self._chunk_bytes = len(data)
+        if self.is_kept_alive:  # the next request has begun
+            self.is_kept_alive = False
+            self._bounds.wait(self)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_with_h11(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._bounds.max_header_bytes and not self._refusal:
+                self._refuse(self._too_large())
+
+    def _should_upgrade(self) -> bool:
+        return True  # asked for only where the request offers one: makes uvicorn leave it to us
+
+    def _go_on_with_h11(self, rest: bytes) -> None:
+        """Leaves a request that offers an upgrade, as Java's client does with HTTP/2, to uvicorn's h11.
+
+        httptools takes its body for the new protocol's and would leave the request without one.
+        """
+        if self.cycle and not self.cycle.response_complete:
+            self._refuse(MalformedRequestError("An upgrade was offered before the last answer was there."))
+            return
+        head = [self.scope["method"].encode(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            head += [name, b": ", value, b"\r\n"]
+        self._bounds.waiting.pop(self, None)
+        self.connections.discard(self)
+        following = H11Protocol(self.config, self.server_state, self.app_state)
+        following.connection_made(self._plain_transport)
+        self._plain_transport.set_protocol(following)
+        following.data_received(b"".join([*head, b"\r\n", rest]))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._bounds.waiting.pop(self, None)
+        # The exact size is worth its price only where the bytes that came could hold too many.
+        if self._head_bytes + self._chunk_bytes > self._bounds.max_header_bytes:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._bounds.max_header_bytes:
+                self._refusal = self._too_large()
+                raise httptools.HttpParserError("the head is too large")  # ends the parsing
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self.is_kept_alive = True
+            self._bounds.wait(self)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Answers a request that cannot be parsed, or whose head was refused while it was."""
+        self._refuse(self._refusal or MalformedRequestError("The bytes that came are no HTTP request."))
+
+    def give_up(self) -> None:
+        """Ends a connection that owes a head: with an answer if one has begun, else without a word."""
+        if self._head_bytes:
+            self._refuse(RequestTimeoutError("The head of the request did not arrive in time."))
+        else:
+            self.transport.close()
+
+    def _too_large(self) -> HeadersTooLargeError:
+        limit = self._bounds.max_header_bytes
+        return HeadersTooLargeError(f"The request line and the headers may have at most {limit} bytes.")
+
+    def _refuse(self, problem: ProblemError) -> None:
+        """Answers at once and closes; an answer that is under way is cut off, for nothing could follow it."""
+        self._refusal = problem
+        self._bounds.waiting.pop(self, None)
+        if self.cycle is None or self.cycle.response_complete:
+            response = rendered(problem, "/", {"Connection": "close"})
+            head = [b"HTTP/1.1 %d %s\r\n" % (problem.status, problem.title.encode())]
+            head += [b"%s: %s\r\n" % header for header in response.raw_headers]
+            self.transport.write(b"".join([*head, b"\r\n", bytes(response.body)]))
+        self.transport.close()

@@ -1,0 +1,129 @@
+"""The topic: one Publish call for many messages, and what its failures mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.clients import Clients, PubsubStub
+from service.config import Settings
+
+log = logging.getLogger(__name__)
+
+Message = tuple[bytes, Mapping[str, str]]
+
+# Every other status is for good: asking again gives the same answer.
+_TRANSIENT = frozenset(
+    ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED", "INTERNAL", "CANCELLED", "UNKNOWN")
+)
+CONNECT_SECONDS = 10.0
+_GRACE_SECONDS = 0.5
+# What a message and an attribute cost on the wire beside their own bytes.
+_MESSAGE_OVERHEAD_BYTES = 16
+_ATTRIBUTE_OVERHEAD_BYTES = 8
+
+
+class TopicError(Exception):
+    """Pub/Sub did not take the messages. `status` is the name of the gRPC status."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.status in _TRANSIENT
+
+    @property
+    def hung(self) -> bool:
+        """Whether there was no answer in time."""
+        return self.status == "DEADLINE_EXCEEDED"
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a single message may be at fault for a whole batch."""
+        return self.status == "INVALID_ARGUMENT"
+
+
+class Topic:
+    """The topic of the settings; for use within one event loop."""
+
+    def __init__(self, clients: Clients, settings: Settings) -> None:
+        self._clients = clients
+        self._pubsub: PubsubStub | None = None
+        self.path = settings.topic_path
+
+    async def publish(self, messages: Sequence[Message], deadline_seconds: float) -> list[str]:
+        """One Publish call, once more if the connection broke; the ids in the order of `messages`.
+
+        Raises TopicError shortly after the deadline at the latest; the first call may take longer,
+        because it imports Google's libraries.
+        """
+        try:
+            if self._pubsub is None:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    self._pubsub = await self._clients.pubsub()
+            # gRPC keeps the deadline by itself, unless the credentials hold it up.
+            async with asyncio.timeout(deadline_seconds + _GRACE_SECONDS):
+                return await self._publish(self._pubsub, messages, deadline_seconds)
+        except Exception as error:
+            raise TopicError(_status(error)) from error
+
+    async def _publish(
+        self, pubsub: PubsubStub, messages: Sequence[Message], deadline_seconds: float
+    ) -> list[str]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline_seconds
+        message = pubsub.PubsubMessage
+        request = pubsub.PublishRequest(
+            topic=self.path,
+            messages=[message(data=data, attributes=attributes) for data, attributes in messages],
+        )
+        try:
+            reply = await pubsub.publish(request, timeout=deadline_seconds, metadata=pubsub.metadata)
+        except Exception as error:
+            if _status(error) != "UNAVAILABLE":
+                raise
+            # The server may have closed a connection that was idle. If it is really away, a second
+            # try fails at once; if the first took effect, the copy carries the same event_id.
+            reply = await pubsub.publish(
+                request, timeout=max(until - loop.time(), 0), metadata=pubsub.metadata
+            )
+        ids = list(reply.message_ids)
+        if len(ids) != len(messages) or not all(ids):
+            raise RuntimeError(
+                f"Pub/Sub gave {len(list(filter(None, ids)))} ids for {len(messages)} messages"
+            )
+        return ids
+
+    def refusal(self, status: str) -> str:
+        """Why Pub/Sub refused a message for good, in words for people."""
+        reason = {
+            "NOT_FOUND": f"there is no topic {self.path}",
+            "PERMISSION_DENIED": f"this service may not publish to {self.path}",
+            "UNAUTHENTICATED": "the credentials of this service are not accepted",
+            "INVALID_ARGUMENT": "the message does not fit the topic",
+        }.get(status, "it gave no reason")
+        return f"{reason} ({status})"
+
+
+def wire_size(data: bytes, attributes: Mapping[str, str]) -> int:
+    """About how many bytes a message takes in a Publish call."""
+    size = len(data) + _MESSAGE_OVERHEAD_BYTES
+    for key, value in attributes.items():
+        size += len(key) + len(value) + _ATTRIBUTE_OVERHEAD_BYTES
+    return size
+
+
+def _status(error: Exception) -> str:
+    """The name of the gRPC status that `error` stands for."""
+    code: Any = getattr(error, "code", None)
+    if callable(code):
+        return str(code().name)
+    if isinstance(error, TimeoutError):
+        return "DEADLINE_EXCEEDED"
+    log.error("publishing failed", exc_info=error)
+    return "INTERNAL"

@@ -1,0 +1,169 @@
+"""`signin serve --workers N`: several processes behind one port, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.workers import FIRST_PAUSE_SECONDS
+from tests.pubsub_process import PubsubProcess
+from tests.pubsub_topic import make_topic
+from tests.running import MARK, clean_environment, marked, until
+from tests.serving import ARTICLE, JSON, NOBODY
+
+START_SECONDS = 60
+
+
+class Served:
+    """`signin serve --workers 2` on a free port; leaving the block leaves no process."""
+
+    def __init__(self, directory, pubsub_address=NOBODY, **environment):
+        self.mark = uuid.uuid4().hex
+        points = {"PUBSUB_EMULATOR_HOST": pubsub_address, "DATAFLOW_EMULATOR_HOST": NOBODY, MARK: self.mark}
+        self._log_path = directory / "serve.log"
+        self._log = self._log_path.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service", "serve", "--announce", "--port", "0", "--workers", "2"],
+            cwd=directory,
+            env=clean_environment() | {"PYTHONPATH": str(Path.cwd())} | points | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+
+    def __enter__(self):
+        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        if not (line := self.process.stdout.readline() if ready else b""):
+            self.end()
+            pytest.fail(f"it did not start:\n{self._log_path.read_text()}")
+        self.url = json.loads(line)["ready"]
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        for pid in marked(self.mark):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+        self.process.stdout.close()
+        self._log.close()
+
+    def pids(self):
+        """The worker processes."""
+        return {pid for pid, command in marked(self.mark).items() if "service.workers" in command}
+
+    def answering(self):
+        """The part of the request id that each process chooses for itself."""
+        return httpx.get(f"{self.url}/healthz", timeout=10).headers["x-request-id"][:8]
+
+    def answering_without(self, pid):
+        """The same, while the process `pid` is held."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            return self.answering()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_each_of_the_workers_answers_on_the_one_port(tmp_path):
+    with Served(tmp_path) as served:
+        first, second = sorted(served.pids())
+        assert served.answering_without(first) != served.answering_without(second)
+
+
+def test_workers_publish_to_one_topic(tmp_path):
+    with PubsubProcess(tmp_path / "pubsub") as pubsub:
+        make_topic(pubsub.address)
+        with Served(tmp_path, pubsub.address) as served:
+            found = set()
+            for pid in served.pids():
+                os.kill(pid, signal.SIGSTOP)
+                answer = httpx.post(f"{served.url}/events/signin", content=ARTICLE, headers=JSON, timeout=30)
+                os.kill(pid, signal.SIGCONT)
+                assert answer.status_code == 202, answer.text
+                found.add(answer.json()["message_id"])
+            assert len(found) == 2
+
+
+def test_a_worker_that_is_killed_is_replaced_while_requests_go_on(tmp_path):
+    with Served(tmp_path) as served:
+        victim, survivor = sorted(served.pids())
+        statuses, over = [], threading.Event()
+
+        def ask():
+            while not over.is_set():
+                statuses.append(httpx.get(f"{served.url}/healthz", timeout=10).status_code)
+
+        asking = threading.Thread(target=ask)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in served.pids())  # from here on nobody is with the one that died
+        asking.start()
+        try:
+            until(lambda: len(served.pids()) == 2)
+            replacement = (served.pids() - {survivor}).pop()
+            until(lambda: len(statuses) > 20)
+        finally:
+            over.set()
+            asking.join()
+        assert set(statuses) == {200}
+        assert served.answering_without(survivor)
+        assert replacement not in {victim, survivor}
+
+
+def test_sigterm_ends_parent_and_workers_with_code_0(tmp_path):
+    with Served(tmp_path) as served:
+        assert served.answering()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=40) == 0
+        assert not marked(served.mark)
+        with pytest.raises(httpx.ConnectError):
+            served.answering()
+
+
+def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
+    with PubsubProcess(tmp_path / "pubsub") as pubsub:
+        make_topic(pubsub.address)
+        with Served(tmp_path, pubsub.address) as served, httpx.Client(timeout=30) as client:
+            half, rest = ARTICLE[:20], ARTICLE[20:]
+
+            def body():
+                yield half
+                served.process.send_signal(signal.SIGTERM)
+                time.sleep(FIRST_PAUSE_SECONDS)  # the signal overtakes the rest of the body
+                yield rest
+
+            headers = JSON | {"Content-Length": str(len(ARTICLE))}
+            answer = client.post(f"{served.url}/events/signin", content=body(), headers=headers)
+            assert answer.status_code == 202, answer.text
+            assert served.process.wait(timeout=40) == 0
+
+
+def test_workers_do_not_outlive_a_parent_that_was_killed(tmp_path):
+    with Served(tmp_path) as served:
+        assert len(served.pids()) == 2
+        served.process.kill()
+        served.process.wait(timeout=10)
+        until(lambda: not marked(served.mark))
+
+
+def test_workers_that_cannot_start_end_the_command_instead_of_dying_for_ever(tmp_path):
+    nowhere = Path("/proc/nowhere/signin.db")
+    served = Served(tmp_path, SIGNIN_DATABASE_URL=f"sqlite:///{nowhere}")
+    try:
+        assert served.process.wait(timeout=START_SECONDS) == 1
+        assert "could not start" in (tmp_path / "serve.log").read_text()
+        assert not marked(served.mark)
+    finally:
+        served.end()
