@@ -9,6 +9,7 @@ from tests.soak.hostile_bodies import kinds, run
 REFUSED = {"too large": 413, "stalled bodies": 408, "half a head": 408, "huge head": 431, "not HTTP": 400}
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 async def test_hostile_requests_leave_the_memory_and_good_signins_alone():
     report = await run(50, 1000, lambda line: None, SIGNIN_MAX_CONNECTIONS="300")

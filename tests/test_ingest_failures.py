@@ -32,7 +32,7 @@ from tests.server_process import local_pubsub, service
 from tests.serving import JSON, NOBODY
 from tests.soak import kill_rounds
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(240)]
 ANSWER_SECONDS = 20.0  # the publish deadline, the wait for a connection, one statement
 RECOVERY_SECONDS = 20.0
 FLOOD = 300
