@@ -99,9 +99,8 @@ class PubsubServer:
         self._journal.follow(broker.state)
         return broker
 
-    def _handlers(self) -> list[grpc.GenericRpcHandler]:
-        empty = empty_pb2.Empty
-        publisher = {
+    def _publisher_methods(self) -> dict[str, Method]:
+        return {
             "CreateTopic": Method(self._create_topic, types.Topic.pb(), types.Topic.pb()),
             "GetTopic": Method(self._get_topic, types.GetTopicRequest.pb(), types.Topic.pb()),
             "ListTopics": Method(
@@ -112,10 +111,13 @@ class PubsubServer:
                 types.ListTopicSubscriptionsRequest.pb(),
                 types.ListTopicSubscriptionsResponse.pb(),
             ),
-            "DeleteTopic": Method(self._delete_topic, types.DeleteTopicRequest.pb(), empty),
+            "DeleteTopic": Method(self._delete_topic, types.DeleteTopicRequest.pb(), empty_pb2.Empty),
             "Publish": Method(self._publish, types.PublishRequest.pb(), types.PublishResponse.pb()),
         }
-        subscriber = {
+
+    def _subscriber_methods(self) -> dict[str, Method]:
+        empty = empty_pb2.Empty
+        return {
             "CreateSubscription": Method(
                 self._create_subscription, types.Subscription.pb(), types.Subscription.pb()
             ),
@@ -140,6 +142,8 @@ class PubsubServer:
             ),
             "Seek": Method(self._seek, types.SeekRequest.pb(), types.SeekResponse.pb()),
         }
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
         streaming = grpc.stream_stream_rpc_method_handler(
             self._streaming_pull,
             request_deserializer=types.StreamingPullRequest.pb().FromString,
@@ -147,8 +151,8 @@ class PubsubServer:
         )
         service = "google.pubsub.v1.Subscriber"
         return [
-            grpc_server.unary_handlers("google.pubsub.v1.Publisher", publisher, self.faults),
-            grpc_server.unary_handlers(service, subscriber, self.faults),
+            grpc_server.unary_handlers("google.pubsub.v1.Publisher", self._publisher_methods(), self.faults),
+            grpc_server.unary_handlers(service, self._subscriber_methods(), self.faults),
             grpc.method_handlers_generic_handler(service, {_STREAMING_PULL: streaming}),
             self.faults.handler(),
         ]
