@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service import events, health, jobs, problems
 from service.bodies import Bodies
@@ -32,9 +33,16 @@ _PUBLISHER_GRACE_SECONDS = 2.0
 _DESCRIPTION = "Takes sign-ins and runs the Dataflow job that writes them to BigQuery."
 
 
+class Service(FastAPI):
+    """FastAPI with our edge around all of its layers."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Edge(super().build_middleware_stack(), Bodies(self.state.settings), events.ENDPOINTS)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The whole service; nothing is connected before its lifespan begins."""
-    app = FastAPI(
+    app = Service(
         title="Sign-in pipeline",
         description=_DESCRIPTION,
         version=health.installed_version(),
@@ -48,7 +56,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(jobs.router)
     app.include_router(health.router)
     problems.install(app)
-    app.add_middleware(Edge, bodies=Bodies(settings))
     return app
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
+from service import connections
 from service.config import Settings
 from service.errors import (
     BodiesOverloadedError,
@@ -70,9 +71,17 @@ class Bodies:
         self._alarm = loop.call_later(self._sweep_seconds, self._sweep, loop) if self.expected else None
 
     def incoming(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> Body | None:
-        """The body of a request, before any of it is read; None where it has none."""
+        """The body of a request, before any of it is read; None where no bound can touch it.
+
+        That is where there is none, or where it came along with the head and is small.
+        """
         if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
             return None
+        if b"content-encoding" not in headers:
+            data = connections.whole_body(scope)
+            if data is not None and len(data) <= min(_UNCOUNTED_BYTES, self._cap):
+                scope[_SCOPE_KEY] = data
+                return None
         body = Body(self, receive, self._batch_cap if scope["path"] == BATCH_PATH else self._cap)
         scope[_SCOPE_KEY] = body
         return body
@@ -164,7 +173,9 @@ async def read(scope: Scope, headers: Mapping[bytes, bytes]) -> bytes:
     Raises BodyTooLargeError, BodyTimeoutError, BodiesOverloadedError, UnsupportedMediaTypeError,
     InvalidEncodingError or ClientDisconnect.
     """
-    body: Body | None = scope.get(_SCOPE_KEY)
+    body: Body | bytes | None = scope.get(_SCOPE_KEY)
+    if isinstance(body, bytes):
+        return body
     encoding = headers.get(b"content-encoding")
     if encoding is not None:
         encoding = known_encoding(encoding)  # before anything is read

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from http import HTTPStatus
 from typing import Any
 
 import httptools
+from starlette.responses import Response
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.config import Settings
 from service.errors import (
@@ -22,18 +25,53 @@ from service.errors import (
     RequestTimeoutError,
     TooManyConnectionsError,
 )
+from service.metrics import Metrics
 from service.problems import rendered
 
 SWEEP_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 1
 LINGER_SECONDS = 2.0
 MOST_LINGER_BYTES = 32_000_000
+_SCOPE_KEY = "signin.cycle"
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
+}
+
+
+def whole_body(scope: Scope) -> bytes | None:
+    """The body of a request, where all of it is here already; None where it is not."""
+    cycle: RequestResponseCycle | None = scope.get(_SCOPE_KEY)
+    if cycle is None or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+        return None
+    return bytes(cycle.body)
+
+
+def answer(scope: Scope, response: Response, header: tuple[bytes, bytes]) -> bool:
+    """Writes a whole response, with one more header, in one piece; False where it has to go the long way.
+
+    The long way is uvicorn's `send`, which looks at each header anew and costs a quarter of a request.
+    The body of the request must be here, and the response must have a Content-Length.
+    """
+    cycle: RequestResponseCycle | None = scope.get(_SCOPE_KEY)
+    if cycle is None or cycle.flow.write_paused or cycle.disconnected or not cycle.keep_alive:
+        return False
+    pieces = [_STATUS_LINES[response.status_code]]
+    for name, value in (*cycle.default_headers, *response.raw_headers, header):
+        pieces += (name, b": ", value, b"\r\n")
+    pieces += (b"\r\n", bytes(response.body))
+    cycle.response_started = True
+    cycle.transport.write(b"".join(pieces))
+    cycle.response_complete = True
+    cycle.message_event.set()
+    cycle.on_response()
+    return True
 
 
 class Connections:
     """The connections of one process that wait for a request, the longest waiting first."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics()
         self.most = settings.max_connections
         self.max_header_bytes = settings.max_header_bytes
         self.header_deadline_seconds = settings.header_deadline_seconds
@@ -196,6 +234,7 @@ class Connection(HttpToolsProtocol):
                 self._refusal = self._too_large()
                 raise httptools.HttpParserError("the head is too large")  # ends the parsing
         super().on_headers_complete()
+        self.scope[_SCOPE_KEY] = self.cycle  # type: ignore[literal-required]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -221,6 +260,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, problem: ProblemError) -> None:
         """Answers at once and closes; an answer that is under way is cut off, for nothing could follow it."""
         self._refusal = problem
+        self._bounds.metrics.refused_connections.add(problem.problem_code)
         self._bounds.waiting.pop(self, None)
         if self.cycle is None or self.cycle.response_complete:
             response = rendered(problem, "/", {"Connection": "close"})

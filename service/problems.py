@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from service import errors
 from service.errors import ProblemError
+from service.metrics import Metrics
 from transforms.signin_event import REASONS
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ def rendered(problem: ProblemError, path: str, headers: dict[str, str] | None = 
         headers["Retry-After"] = str(problem.retry_after_seconds)
     document.update(problem.members)
     return Response(msgspec.json.encode(document), problem.status, headers, MEDIA_TYPE)
+
+
+def of_failure(error: BaseException, method: str, path: str) -> ProblemError:
+    """The problem for an error that nobody expected; the log has it, the caller only the way to it."""
+    log.error("%s %s failed", method, path, exc_info=error)
+    return ProblemError("The service failed; its log has the cause under this request's id.")
 
 
 def from_validation(error: RequestValidationError) -> ProblemError:
@@ -109,18 +116,26 @@ def _other(status: int) -> ProblemError:
     return FrameworkError(f"{phrase}.")
 
 
-def install(app: FastAPI) -> None:
-    """Makes `app` render every error, and describe them all in its OpenAPI document."""
+def install(app: FastAPI, metrics: Metrics | None = None) -> None:
+    """Makes `app` render and count every error, and describe them all in its OpenAPI document."""
+    counted = metrics or Metrics()
+
+    def answer(request: Request, problem: ProblemError, headers: dict[str, str] | None = None) -> Response:
+        counted.problem_answered(request.scope, problem.problem_code)
+        return rendered(problem, request.url.path, headers)
 
     async def on_problem(request: Request, error: Any) -> Response:
-        return rendered(error, request.url.path)
+        return answer(request, error)
 
     async def on_validation(request: Request, error: Any) -> Response:
-        return rendered(from_validation(error), request.url.path)
+        return answer(request, from_validation(error))
 
     async def on_http(request: Request, error: Any) -> Response:
         headers = {"Allow": ", ".join(allowed_methods(app, request))} if error.status_code == 405 else None
-        return rendered(from_http(error), request.url.path, headers)
+        return answer(request, from_http(error), headers)
+
+    async def on_failure(request: Request, error: Exception) -> Response:
+        return rendered(of_failure(error, request.method, request.url.path), request.url.path)
 
     async def on_disconnect(request: Request, error: Any) -> Response:  # noqa: ARG001
         log.debug("the caller went away")
@@ -130,6 +145,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(Exception, on_failure)
     app.add_api_route(PAGE, page, response_class=HTMLResponse, include_in_schema=False)
     describe = app.openapi
 

@@ -137,3 +137,72 @@ async def test_a_connection_takes_one_request_after_the_other_and_pipelined_ones
         while found < 3:
             found += (await asyncio.wait_for(reader.readline(), 10)).count(b"HTTP/1.1 200")
         writer.close()
+
+
+def post(body, *lines):
+    head = [*HEAD.rstrip().split(b"\r\n"), b"Content-Length: %d" % len(body), *lines]
+    return b"\r\n".join([*head, b"", body])
+
+
+async def one_answer(reader):
+    """Status, headers and decoded body of one answer on a connection that stays open."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    line, *fields = head.decode().strip().split("\r\n")
+    headers = dict(field.lower().split(": ", 1) for field in fields)
+    body = await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), 10)
+    return int(line.split()[1]), headers, json.loads(body)
+
+
+async def test_sign_ins_sent_one_after_the_other_without_waiting_are_answered_in_their_order(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (_, settings, _), listening(settings) as port:
+        bodies = [
+            b'{"userid": "%d", "date": "2017-10-17T20:57:17Z", "event_id": "%d"}' % (n, n) for n in range(9)
+        ]
+        reader, writer = await opened(port, b"".join(map(post, bodies)))
+        for number in range(9):
+            status, headers, answered = await one_answer(reader)
+            assert (status, answered["event_id"]) == (202, str(number))
+            assert {"date", "x-request-id", "content-type"} <= headers.keys()
+        writer.close()
+
+
+async def test_a_sign_in_gets_the_same_answer_whole_in_pieces_and_with_the_end_of_its_connection(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (_, settings, _), listening(settings) as port:
+        whole = post(ARTICLE, b"X-Request-ID: mine")
+        reader, writer = await opened(port, whole)
+        first = await one_answer(reader)
+        writer.write(whole[:-20])
+        await writer.drain()
+        writer.write(whole[-20:])
+        second = await one_answer(reader)
+        writer.write(post(ARTICLE, b"X-Request-ID: mine", b"Connection: close"))
+        third = await one_answer(reader)
+        assert await asyncio.wait_for(reader.read(), 10) == b""  # the server has closed
+        writer.close()
+        assert third[1].pop("connection") == "close"
+        for status, headers, body in (first, second, third):
+            assert (status, headers["x-request-id"], body["status"]) == (202, "mine", "published")
+            assert headers.keys() == first[1].keys()
+
+
+async def test_a_sign_in_that_is_none_gets_its_problem_on_a_connection_that_goes_on(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (_, settings, _), listening(settings) as port:
+        reader, writer = await opened(port, post(b"{}"))
+        status, headers, problem = await one_answer(reader)
+        assert (status, headers["content-type"]) == (422, "application/problem+json")
+        assert problem["code"] == "userid_missing"
+        writer.write(post(b" " * (settings.max_body_bytes + 1)))
+        status, headers, problem = await one_answer(reader)
+        assert (status, problem["code"]) == (413, "body_too_large")
+        writer.close()
+
+
+async def test_a_body_that_waits_for_100_continue_is_asked_for(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (_, settings, _), listening(settings) as port:
+        head, body = post(ARTICLE, b"Expect: 100-continue").split(b"\r\n\r\n")
+        reader, writer = await opened(port, head + b"\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).startswith(b"HTTP/1.1 100 ")
+        writer.write(body)
+        status, _, _ = await one_answer(reader)
+        assert status == 202
+        writer.close()

@@ -82,12 +82,12 @@ async def test_an_unexpected_error_tells_the_log_everything_and_the_caller_nothi
         raise RuntimeError("a secret")
 
     async with running(app) as client:
-        with caplog.at_level(logging.ERROR, "service.edge"):
+        with caplog.at_level(logging.ERROR, "service.problems"):
             response = await client.get("/broken", headers={"X-Request-ID": "mine-1"})
     problem = assert_problem(response, 500, "internal_error")
     assert "secret" not in str(problem)
     assert response.headers["x-request-id"] == "mine-1"
-    [record] = [record for record in caplog.records if record.name == "service.edge"]
+    [record] = [record for record in caplog.records if record.name == "service.problems"]
     assert "a secret" in str(record.exc_info[1])
 
 
