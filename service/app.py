@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service import events, health, jobs, problems
+from service import events, health, jobs, problems, scrape
 from service.bodies import Bodies
 from service.breaker import Breaker
 from service.clients import Clients
@@ -20,6 +20,7 @@ from service.dataflow import Dataflow
 from service.db import Database
 from service.edge import Edge
 from service.errors import ConfigError
+from service.metrics import Metrics
 from service.outbox import Outbox
 from service.publisher import Publisher
 from service.reconciler import Reconciler
@@ -40,7 +41,7 @@ class Service(FastAPI):
         return Edge(super().build_middleware_stack(), Bodies(self.state.settings), events.ENDPOINTS)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     """The whole service; nothing is connected before its lifespan begins."""
     app = Service(
         title="Sign-in pipeline",
@@ -52,10 +53,12 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else asked for at every request
     )
     app.state.settings = settings
+    app.state.metrics = metrics or Metrics()
     app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
     app.include_router(jobs.router)
     app.include_router(health.router)
-    problems.install(app)
+    app.include_router(scrape.router)
+    problems.install(app, app.state.metrics)
     return app
 
 
@@ -73,20 +76,23 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await _require_credentials(clients)
         database = Database(settings)
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
-        topic, outbox = Topic(clients, settings), Outbox(database, settings)
+        metrics: Metrics = app.state.metrics
+        topic, outbox = Topic(clients, settings), Outbox(database, settings, metrics=metrics)
         breaker = Breaker(
             failures=settings.breaker_failures,
             open_seconds=settings.breaker_open_seconds,
             probe_seconds=settings.breaker_open_seconds,
+            on_opened=metrics.breaker_opened.add,
         )
-        relay = Relay(topic, outbox, breaker, settings)
+        metrics.breaker_is(lambda: breaker.state)
+        relay = Relay(topic, outbox, breaker, settings, metrics)
         publisher = Publisher(topic, outbox, breaker, settings)
         publishing = (
             settings.publish_patience_seconds + settings.outbox_deadline_seconds + _PUBLISHER_GRACE_SECONDS
         )
         stack.push_async_callback(_closed, "publisher", publisher.close, publishing)
-        dataflow = Dataflow(clients, settings)
-        reconciler = Reconciler(database, dataflow, settings)
+        dataflow = Dataflow(clients, settings, metrics)
+        reconciler = Reconciler(database, dataflow, settings, metrics=metrics)
         app.state.clients = clients
         app.state.database = database
         app.state.outbox = outbox
@@ -94,11 +100,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.publisher = publisher
         app.state.dataflow = dataflow
         app.state.reconciler = reconciler
+        app.state.outbox_watch = scrape.OutboxWatch(outbox)
+        stack.push_async_callback(app.state.outbox_watch.close)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
         for name, work in (
             ("warm-up", _warm_up(clients)),
             ("reconciler", reconciler.run()),
             ("relay", relay.run()),
+            ("metrics", metrics.run()),
         ):
             task = asyncio.create_task(work, name=name)
             stack.push_async_callback(_ended, task)
@@ -118,6 +127,7 @@ async def _warm_up(clients: Clients) -> None:
     try:
         await clients.pubsub()
         await clients.dataflow_jobs()
+        scrape.prepare()
         # A full collection would walk everything that was imported, and stop the loop for 0.1 s each time.
         gc.freeze()
     except Exception:  # the next call meets the same error and tells it to its caller

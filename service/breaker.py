@@ -24,11 +24,13 @@ class Breaker:
         open_seconds: float,
         probe_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        on_opened: Callable[[], None] = lambda: None,
     ) -> None:
         self._limit = failures
         self._open_seconds = open_seconds
         self._probe_seconds = probe_seconds
         self._clock = clock
+        self._on_opened = on_opened
         self._failures = 0
         self._retry_at = 0.0
         self.state: State = "closed"
@@ -76,4 +78,6 @@ class Breaker:
         self.cause = cause
         self.opened += was_closed
         self._retry_at = self._clock() + self._open_seconds
+        if was_closed:
+            self._on_opened()
         return was_closed

@@ -16,6 +16,7 @@ from typing import Any
 from service.clients import Clients
 from service.config import Settings
 from service.errors import ConfigError
+from service.metrics import Metrics
 from service.models import Job
 
 LAUNCH_TOKEN_LABEL = "signin-launch-token"  # noqa: S105 -- the name of a label
@@ -89,7 +90,8 @@ class SeenJob:
 class Dataflow:
     """Dataflow through the stock clients. Every verb raises DataflowError."""
 
-    def __init__(self, clients: Clients, settings: Settings) -> None:
+    def __init__(self, clients: Clients, settings: Settings, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._clients = clients
         self._settings = settings
         self._counters: OrderedDict[tuple[str, str], tuple[float, dict[str, int] | None]] = OrderedDict()
@@ -199,7 +201,11 @@ class Dataflow:
             request = {**request, "page_token": page.next_page_token}
         return found
 
-    async def _call(
+    async def _call(self, client: Callable[[], Awaitable[Any]], method: str, *args: Any, **more: Any) -> Any:
+        with self._metrics.dataflow_call(method):
+            return await self._answer(client, method, *args, **more)
+
+    async def _answer(
         self,
         client: Callable[[], Awaitable[Any]],
         method: str,

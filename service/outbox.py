@@ -25,6 +25,7 @@ from service.config import Settings
 from service.db import Database, told_as_unavailable
 from service.errors import DatabaseUnavailableError, OutboxFullError
 from service.group_commit import GroupCommit
+from service.metrics import Metrics
 from service.models import utc_now
 from service.outbox_store import Claim, NewRow, OutboxStatus
 
@@ -49,8 +50,14 @@ class Outbox:
     """
 
     def __init__(
-        self, database: Database, settings: Settings, clock: Callable[[], datetime] = utc_now
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
     ) -> None:
+        seconds = (metrics or Metrics()).outbox_commit_seconds
+        self._committed, self._failed = seconds.cell("committed"), seconds.cell("failed")
         self._database = database
         self._max_rows = settings.outbox_max_rows
         self._max_bytes = settings.outbox_max_bytes
@@ -103,14 +110,17 @@ class Outbox:
 
     async def _commit(self, rows: list[NewRow], size: int) -> None:
         """Commits the rows of one group. Raises DatabaseUnavailableError."""
+        started = time.monotonic()
         try:
             await self._in_time(self._insert(rows))
         except Exception as error:
+            self._failed.observe(time.monotonic() - started)
             self._broken_until = time.monotonic() + BREATH_SECONDS
             if isinstance(error, DatabaseUnavailableError):
                 raise
             log.exception("events could not be written to the outbox")
             raise DatabaseUnavailableError("The metadata database failed.", retry_after_seconds=5) from error
+        self._committed.observe(time.monotonic() - started)
         self.rows += len(rows)
         self.bytes += size
         self.arrived.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
@@ -16,6 +17,7 @@ from service.db import Database
 from service.errors import DatabaseUnavailableError
 from service.job_control import JobControl
 from service.job_store import Entry
+from service.metrics import Metrics
 from service.models import utc_now
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,9 @@ class Reconciler:
         dataflow: Dataflow,
         settings: Settings,
         clock: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._tick_seconds = (metrics or Metrics()).tick_seconds
         self.control = JobControl(database, dataflow, settings, clock)
         self._database = database
         self._dataflow = dataflow
@@ -50,13 +54,16 @@ class Reconciler:
         """Ticks until it is cancelled; pauses grow to a minute while Dataflow or the database is away."""
         failures = 0
         while True:
+            started = time.perf_counter()
+            outcome = "failed"
             try:
-                failures = 0 if await self.tick() else failures + 1
+                outcome = "complete" if await self.tick() else "incomplete"
             except DatabaseUnavailableError:
-                failures += 1
+                pass
             except Exception:
-                failures += 1
                 log.exception("a tick of the reconciler broke")
+            failures = 0 if outcome == "complete" else failures + 1
+            self._tick_seconds.cell(outcome).observe(time.perf_counter() - started)
             await self._pause(failures)
 
     async def tick(self) -> bool:

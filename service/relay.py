@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from service.breaker import Breaker
 from service.config import Settings
 from service.errors import DatabaseUnavailableError
+from service.metrics import Metrics
 from service.outbox import Outbox, message
 from service.outbox_store import Claim, Row
 from service.topic import Topic, TopicError
@@ -48,7 +49,16 @@ class _Outcome:
 class Relay:
     """Empties the outbox into the topic; for use within one event loop."""
 
-    def __init__(self, topic: Topic, outbox: Outbox, breaker: Breaker, settings: Settings) -> None:
+    def __init__(
+        self,
+        topic: Topic,
+        outbox: Outbox,
+        breaker: Breaker,
+        settings: Settings,
+        metrics: Metrics | None = None,
+    ) -> None:
+        relayed = (metrics or Metrics()).relayed
+        self._published, self._parked = relayed.cell("published"), relayed.cell("parked")
         self._topic = topic
         self._outbox = outbox
         self._breaker = breaker
@@ -189,6 +199,7 @@ class Relay:
             await self._failed(rows, outcome, error, deadline_seconds)
             return
         outcome.published += [row.id for row in rows]
+        self._published.value += len(rows)
         if time.monotonic() - started > self._patience:
             self._breaker.failed("DEADLINE_EXCEEDED", hung=True)
         elif self._breaker.succeeded():
@@ -210,6 +221,7 @@ class Relay:
             return
         reason = self._topic.refusal(error.status)
         log.error("Pub/Sub refused %d events of the outbox for good, they are parked: %s", len(rows), reason)
+        self._parked.value += len(rows)
         outcome.parked |= dict.fromkeys((row.id for row in rows), reason)
 
     async def _end(self) -> None:

@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connections(settings).protocol(),
+                http=Connections(settings, getattr(app.state, "metrics", None)).protocol(),
                 ws="none",
                 timeout_keep_alive=settings.keep_alive_seconds,
                 log_config=None,  # service.logs has configured the loggers

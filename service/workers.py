@@ -1,9 +1,9 @@
 """`signin serve --workers N`: one process holds the port, N processes accept from it.
 
-The parent serves nothing and makes no client: it starts fresh interpreters (`python -m service.workers
-FD`) that inherit the listening socket, so that nothing of Google's libraries is ever carried over a
-fork. A worker's standard input is a pipe: its first line is the settings, after it comes nothing until
-the parent is gone, and then the worker goes too.
+The parent serves nothing and makes no client: it starts fresh interpreters (`python -m service.workers`)
+that inherit the listening socket and the file in which they share their metrics, so that nothing of
+Google's libraries is ever carried over a fork. A worker's standard input is a pipe: its first line is the
+settings, after it comes nothing until the parent is gone, and then the worker goes too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 
 from service.config import Settings
+from service.metrics import Metrics
+from service.metrics.shared import Region, make_file
 from service.server import SHUTDOWN_SECONDS
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Workers:
     ) -> None:
         self._settings = settings
         self._listener = listener
+        self._metrics = make_file()
         self._count = count
         self._on_started = on_started
         self._processes: set[Process] = set()
@@ -72,6 +75,7 @@ class Workers:
             for process in self._processes:
                 _send(process, signal.SIGKILL)
             await asyncio.gather(*slots)
+            os.close(self._metrics)
         return int(self._failed)
 
     def _end(self) -> None:
@@ -97,7 +101,7 @@ class Workers:
         first = True
         while not self._ending.is_set():
             started = time.monotonic()
-            ready, code = await self._run_one(first=first)
+            ready, code = await self._run_one(slot, first=first)
             if self._ending.is_set():
                 self._failed |= code not in (0, -signal.SIGTERM)  # the latter before it could serve
                 return
@@ -113,7 +117,7 @@ class Workers:
                 await asyncio.wait_for(self._ending.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    async def _run_one(self, *, first: bool) -> tuple[bool, int]:
+    async def _run_one(self, slot: int, *, first: bool) -> tuple[bool, int]:
         """Runs one worker to its end: whether it ever answered, and its exit code."""
         fd = self._listener.fileno()
         process = await asyncio.create_subprocess_exec(
@@ -121,9 +125,12 @@ class Workers:
             "-m",
             __name__,
             str(fd),
+            str(self._metrics),
+            str(slot),
+            str(self._count),
             stdin=PIPE,
             stdout=PIPE,
-            pass_fds=[fd],
+            pass_fds=[fd, self._metrics],
             start_new_session=True,  # Ctrl-C reaches the parent alone, which asks each worker once
         )
         assert process.stdin is not None
@@ -188,7 +195,11 @@ def _settings_line() -> bytes:
 
 
 def main() -> None:
-    """One worker: answers on the socket whose descriptor it is given, until SIGTERM."""
+    """One worker: answers on the socket whose descriptor it is given, until SIGTERM.
+
+    Its arguments are the socket's descriptor, that of the file of the metrics, its number, and how many
+    workers there are.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     given = Settings.model_validate_json(_settings_line())
     _hold_to_parent()
@@ -197,11 +208,13 @@ def main() -> None:
     from service.logs import configure
 
     configure(given)
+    listening, shared, slot, count = map(int, sys.argv[1:])
+    app = create_app(given, Metrics(Region(shared, slot, count)))
 
     def started() -> None:
         os.write(1, _READY)
 
-    server.run(create_app(given), socket.socket(fileno=int(sys.argv[1])), started)
+    server.run(app, socket.socket(fileno=listening), started)
 
 
 if __name__ == "__main__":

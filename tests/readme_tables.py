@@ -10,6 +10,7 @@ from pathlib import Path
 from service import errors
 from service.cli.terminal import variable_name
 from service.config import Settings
+from service.metrics.families import FAMILIES
 from transforms.signin_event import REASONS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -43,7 +44,20 @@ def reasons_table() -> Iterator[str]:
         yield f"| `{code}` | {sentence} |"
 
 
-TABLES = {"settings": settings_table, "errors": errors_table, "reasons": reasons_table}
+def metrics_table() -> Iterator[str]:
+    yield "| metric | kind | labels | meaning |"
+    yield "|---|---|---|---|"
+    for family in FAMILIES:
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        yield f"| `{family.name}` | {family.kind} | {labels} | {family.meaning} |"
+
+
+TABLES = {
+    "settings": settings_table,
+    "errors": errors_table,
+    "reasons": reasons_table,
+    "metrics": metrics_table,
+}
 
 
 def block(name: str) -> re.Pattern[str]:

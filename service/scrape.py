@@ -1,0 +1,81 @@
+"""`GET /metrics`: what all processes counted, and what the outbox holds, as Prometheus reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+
+from fastapi import APIRouter, Request, Response
+
+from service.errors import DatabaseUnavailableError
+from service.metrics import Metrics, families
+from service.metrics.exposition import rendered
+from service.metrics.families import Family
+from service.metrics.shared import Labelled
+from service.models import utc_now
+from service.outbox import Outbox
+from service.outbox_store import OutboxStatus
+
+OUTBOX_DEADLINE_SECONDS = 1.0
+router = APIRouter(tags=["health"])
+
+
+def prepare() -> None:
+    """Imports what renders the metrics, which takes 0.1 s, so that no scrape holds the requests up."""
+    importlib.import_module("prometheus_client")
+
+
+class OutboxWatch:
+    """What the outbox holds; while the database is slow there is one question under way, not one a scrape."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._asking: asyncio.Task[OutboxStatus] | None = None
+
+    async def look(self) -> OutboxStatus | None:
+        """The status as `Outbox.count` keeps it; None where the database does not answer within a second."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._outbox.count(), name="count of the outbox")
+        asking = self._asking
+        await asyncio.wait({asking}, timeout=OUTBOX_DEADLINE_SECONDS)
+        if not asking.done() or asking.cancelled():
+            return None
+        error = asking.exception()
+        if isinstance(error, DatabaseUnavailableError | TimeoutError):
+            return None
+        return asking.result()
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Tell what was counted since the start, by all processes, in the text format of Prometheus."""
+    state = request.app.state
+    found: Metrics = state.metrics
+    watch: OutboxWatch = state.outbox_watch
+    gauges = outbox_gauges(await watch.look())
+    gauges[families.INFO.name] = [((request.app.version,), 1)]
+    text, content_type = rendered(found.everybody(), gauges, request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})
+
+
+def outbox_gauges(status: OutboxStatus | None) -> dict[str, Labelled]:
+    if status is None:
+        return {families.OUTBOX_COUNTED.name: [((), 0)]}
+    age = (utc_now() - status.oldest_at).total_seconds() if status.oldest_at else 0.0
+    values: dict[Family, float] = {
+        families.OUTBOX_COUNTED: 1,
+        families.OUTBOX_EVENTS: status.waiting,
+        families.OUTBOX_PARKED: status.parked,
+        families.OUTBOX_BYTES: status.bytes,
+        families.OUTBOX_AGE: max(age, 0.0),
+    }
+    return {family.name: [((), value)] for family, value in values.items()}

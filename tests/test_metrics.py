@@ -1,0 +1,370 @@
+"""`GET /metrics`: what is counted, in one process and in several, and that a scrape costs little."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.clients import Clients
+from service.config import Settings
+from service.dataflow import Dataflow, DataflowError
+from service.db import Database
+from service.errors import OutboxFullError
+from service.local.dataflow import DataflowServer
+from service.local.faults import Fault
+from service.metrics import Metrics
+from service.metrics.exposition import rendered
+from service.metrics.families import BY_NAME, FAMILIES
+from service.metrics.shared import HALF_BYTES, Region, make_file
+from service.outbox import Outbox
+from service.reconciler import Reconciler
+from service.scrape import OUTBOX_DEADLINE_SECONDS, OutboxWatch
+from tests.publishing import message, publishing
+from tests.running import marked, until
+from tests.serving import ARTICLE, JSON, pubsub_with_topic, serving, settings_for
+from tests.serving import until as eventually
+from tests.test_workers import Served
+
+
+def read(text):
+    """Every sample of an answer, by its name and label values in the order of their names."""
+    return {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def scraped(client):
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    return read(response.text)
+
+
+def exposed(*snapshots):
+    """The samples that one answer has for these snapshots."""
+    return read(rendered(snapshots, {}, "")[0].decode())
+
+
+@pytest.fixture
+def shared_file():
+    descriptor = make_file()
+    yield descriptor
+    os.close(descriptor)
+
+
+async def test_the_answer_is_prometheus_text_with_every_metric_and_its_meaning(tmp_path):
+    async with serving(settings_for(tmp_path)) as client:
+        response = await client.get("/metrics")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found = {family.name: family for family in text_string_to_metric_families(response.text)}
+    assert found.keys() == {family.name.removesuffix("_total") for family in FAMILIES}
+    for family in FAMILIES:
+        name = family.name.removesuffix("_total")
+        assert found[name].type == family.kind
+        assert found[name].documentation == family.meaning.replace("`", "")
+
+
+async def test_whoever_asks_for_openmetrics_gets_it(tmp_path):
+    async with serving(settings_for(tmp_path)) as client:
+        await client.get("/healthz")
+        response = await client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert list(openmetrics_families(response.text))
+
+
+def test_names_follow_the_conventions_and_say_their_unit():
+    for family in FAMILIES:
+        assert family.name.startswith("signin_")
+        assert family.name.endswith("_total") == (family.kind == "counter")
+        assert family.name == family.name.lower()
+        assert bool(family.bounds) == (family.kind == "histogram")
+        assert list(family.bounds) == sorted(set(family.bounds))
+
+
+def test_every_label_set_has_as_many_values_as_its_metric_has_labels():
+    metrics = Metrics()
+    metrics.request_answered({"method": "POST", "path": "/events/signin"}, 202, 0.01)
+    metrics.problem_answered({"method": "POST", "path": "/events/signin"}, "invalid_json")
+    metrics.publish_called(3, 0.1)
+    snapshot = metrics.snapshot(time.monotonic())
+    for name, cells in [*snapshot.counters.items(), *snapshot.histograms.items()]:
+        assert all(len(cell[0]) == len(BY_NAME[name].labels) for cell in cells), name
+
+
+def test_values_fall_into_the_bucket_whose_bound_they_do_not_exceed():
+    metrics = Metrics()
+    for seconds in (0.0005, 0.001, 0.0011, 9.9, 10.0, 11.0):
+        metrics.publish_called(1, seconds)
+    found = exposed(metrics.snapshot(time.monotonic()))
+    buckets = {key[1]: value for key, value in found.items() if key[0] == "signin_publish_seconds_bucket"}
+    assert (buckets["0.001"], buckets["0.0025"], buckets["5.0"]) == (2, 3, 3)
+    assert (buckets["10.0"], buckets["+Inf"]) == (5, 6)
+    assert found["signin_publish_seconds_count", "OK"] == 6
+    assert found["signin_publish_seconds_sum", "OK"] == pytest.approx(30.9026)
+
+
+async def test_problems_are_counted_by_route_and_code_however_they_arise(tmp_path):
+    async with serving(settings_for(tmp_path)) as client:
+        assert (await client.get("/nowhere/at/all")).status_code == 404
+        assert (await client.get("/events/signin")).status_code == 405
+        assert (await client.get("/jobs?page_size=-1")).status_code == 422
+        found = await scraped(client)
+    assert found["signin_problems_total", "not_found", ""] == 1
+    assert found["signin_problems_total", "method_not_allowed", "/events/signin"] == 1
+    assert found["signin_problems_total", "invalid_request", "/jobs"] == 1
+    assert ("signin_events_total", "method_not_allowed", "refused") not in found
+
+
+async def test_the_outbox_is_shown_as_the_database_has_it(tmp_path, database_url):
+    settings = settings_for(tmp_path, database_url=database_url)
+    async with serving(settings) as client:
+        assert (await scraped(client))["signin_outbox_oldest_age_seconds",] == 0
+        database = Database(settings)
+        await Outbox(database, settings).spool([message(1), message(2)])
+        await database.close()
+        found = {}
+        async with asyncio.timeout(10):
+            while found.get(("signin_outbox_events",)) != 2:  # the status is kept for a second
+                await asyncio.sleep(0.05)
+                found = await scraped(client)
+        assert found["signin_outbox_counted",] == 1
+        assert found["signin_outbox_parked_events",] == 0
+        assert found["signin_outbox_bytes",] > 0
+        assert 0 < found["signin_outbox_oldest_age_seconds",] < 60
+
+
+async def test_without_a_database_the_scrape_is_answered_and_says_so(tmp_path):
+    settings = settings_for(tmp_path, database_url="postgresql://nobody@127.0.0.1:1/nothing")
+    async with serving(settings) as client:
+        started = time.monotonic()
+        found = await scraped(client)
+        assert time.monotonic() - started < OUTBOX_DEADLINE_SECONDS + 1
+    assert found["signin_outbox_counted",] == 0
+    assert ("signin_outbox_events",) not in found
+
+
+async def test_a_database_that_hangs_is_asked_once_however_many_scrapes_come(database, database_url):
+    outbox = Outbox(database, Settings(_env_file=None, database_url=database_url))
+    asked, answer = 0, asyncio.Event()
+    connect = database.session
+
+    def slow():
+        nonlocal asked
+        asked += 1
+        return Held(connect(), answer)
+
+    database.session = slow
+    watch = OutboxWatch(outbox)
+    started = time.monotonic()
+    assert await asyncio.gather(*(watch.look() for _ in range(20))) == [None] * 20
+    assert await watch.look() is None
+    assert time.monotonic() - started < 2 * OUTBOX_DEADLINE_SECONDS + 1
+    answer.set()
+    assert (await watch.look()).rows == 0
+    assert asked == 1
+    await watch.close()
+
+
+class Held:
+    """A session that is not there before `answer` is set, as behind a lock."""
+
+    def __init__(self, session, answer):
+        self._session, self._answer = session, answer
+
+    async def __aenter__(self):
+        await self._answer.wait()
+        return await self._session.__aenter__()
+
+    async def __aexit__(self, *error):
+        return await self._session.__aexit__(*error)
+
+
+async def test_commits_to_the_outbox_and_their_failures_are_counted(database, database_url, tmp_path):
+    metrics = Metrics()
+    outbox = Outbox(database, Settings(_env_file=None, database_url=database_url), metrics=metrics)
+    await outbox.spool([message(1)])
+    full = Outbox(
+        database, Settings(_env_file=None, database_url=database_url, outbox_max_rows=1), metrics=metrics
+    )
+    await full.status()
+    with pytest.raises(OutboxFullError):
+        await full.spool([message(2)])  # turned away before any commit
+    found = exposed(metrics.snapshot(time.monotonic()))
+    assert found["signin_outbox_commit_seconds_count", "committed"] == 1
+    assert found["signin_outbox_commit_seconds_count", "failed"] == 0
+
+
+async def test_the_breaker_and_the_relay_are_counted_through_an_outage(tmp_path, database_url):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url, breaker_open_seconds=0.05) as (
+            server,
+            settings,
+            _,
+        ),
+        serving(settings) as client,
+    ):
+        assert (await scraped(client))["signin_breaker_processes", "closed"] == 1
+        server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
+        for _ in range(settings.breaker_failures + 1):
+            answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+            assert answer.json()["status"] == "spooled"
+        found = await scraped(client)
+        assert found["signin_breaker_opened_total",] == 1
+        assert ("signin_breaker_processes", "closed") not in found
+        server.faults.set([])
+        async with asyncio.timeout(20):
+            while found.get(("signin_relay_events_total", "published")) != settings.breaker_failures + 1:
+                await asyncio.sleep(0.02)
+                found = await scraped(client)
+        assert found["signin_breaker_processes", "closed"] == 1
+
+
+async def test_an_event_that_the_relay_parks_is_counted(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (server, settings, _), publishing(settings) as world:
+        await world.outbox.spool([message(1)])
+        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        await world.relay.flush()
+        assert (world.relay._parked.value, world.relay._published.value) == (1, 0)
+
+
+async def test_dataflow_calls_are_counted_by_method_and_status(tmp_path):
+    metrics = Metrics()
+    async with DataflowServer(tmp_path / "dataflow") as server:
+        settings = settings_for(tmp_path, dataflow_emulator_host=server.address)
+        clients = Clients(settings)
+        dataflow = Dataflow(clients, settings, metrics)
+        try:
+            await dataflow.list_active("some-project", "us-central1")
+            server.faults.set([Fault(method="ListJobs", code="RESOURCE_EXHAUSTED")])
+            with pytest.raises(DataflowError):
+                await dataflow.list_active("some-project", "us-central1")
+        finally:
+            await clients.close()
+    found = exposed(metrics.snapshot(time.monotonic()))
+    assert found["signin_dataflow_call_seconds_count", "OK", "list_jobs"] == 1
+    assert found["signin_dataflow_call_seconds_count", "RESOURCE_EXHAUSTED", "list_jobs"] == 1
+
+
+async def test_ticks_of_the_reconciler_are_counted_by_how_they_ended(tmp_path, database, database_url):
+    settings = settings_for(tmp_path, database_url=database_url, reconcile_interval_seconds=0.01)
+    clients, metrics = Clients(settings), Metrics()
+    reconciler = Reconciler(database, Dataflow(clients, settings), settings, metrics=metrics)
+    running = asyncio.create_task(reconciler.run())
+    ticks = metrics.tick_seconds.cell("complete")
+    await eventually(lambda: sum(ticks.counts) >= 2)
+    running.cancel()
+    await asyncio.wait([running])
+    await clients.close()
+    assert ticks.sum > 0
+
+
+def test_what_several_processes_counted_is_added_up(shared_file):
+    first, second = (Metrics(Region(shared_file, index, 2)) for index in range(2))
+    first.published.value += 3
+    second.published.value += 4
+    first.publish_called(10, 0.001)
+    second.publish_called(20, 0.1)
+    first.breaker_is(lambda: "open")
+    second.breaker_is(lambda: "closed")
+    second.everybody()
+    found = exposed(*first.everybody())
+    assert found["signin_events_total", "", "published"] == 7
+    assert found["signin_publish_batch_messages_sum",] == 30
+    assert found["signin_publish_seconds_count", "OK"] == 2
+    assert found["signin_processes",] == 2
+    assert found["signin_breaker_processes", "open"] == found["signin_breaker_processes", "closed"] == 1
+
+
+def test_a_process_that_takes_the_place_of_another_goes_on_with_its_sums(shared_file):
+    dead = Metrics(Region(shared_file, 0, 2))
+    dead.published.value += 5
+    dead.publish_called(10, 0.001)
+    dead.everybody()
+    successor = Metrics(Region(shared_file, 0, 2))
+    successor.published.value += 1
+    found = exposed(*successor.everybody())
+    assert found["signin_events_total", "", "published"] == 6
+    assert found["signin_publish_seconds_count", "OK"] == 1
+    assert found["signin_processes",] == 1
+
+
+async def test_the_gauges_of_a_process_end_with_it_and_its_sums_stay(shared_file):
+    first, second = (Metrics(Region(shared_file, index, 2)) for index in range(2))
+    second.published.value += 4
+    running = asyncio.create_task(second.run())
+    await asyncio.sleep(0)
+    assert exposed(*first.everybody())["signin_processes",] == 2
+    running.cancel()
+    await asyncio.wait([running])
+    found = exposed(*first.everybody())
+    assert found["signin_processes",] == 1
+    assert found["signin_events_total", "", "published"] == 4
+
+
+def test_a_snapshot_that_was_cut_off_leaves_the_one_before_it(shared_file):
+    metrics = Metrics(Region(shared_file, 0, 2))
+    reader = Region(shared_file, 1, 2)
+    chance = random.Random(1)
+    for number in range(1, 20):
+        metrics.published.value = number
+        metrics.everybody()
+        assert reader.others()[0].counters["signin_events_total"][0] == (("published", ""), number)
+        # The next copy goes to the other half: some of its bytes, at random, are not the right ones.
+        half = (number + 1) % 2
+        os.pwrite(shared_file, chance.randbytes(60), half * HALF_BYTES + chance.randrange(100))
+        assert reader.others()[0].counters["signin_events_total"][0] == (("published", ""), number)
+
+
+def test_a_snapshot_that_is_too_large_for_its_region_spoils_no_other(shared_file, caplog):
+    small, large = Metrics(Region(shared_file, 1, 2)), Metrics(Region(shared_file, 0, 2))
+    small.published.value += 1
+    small.everybody()
+    large.events.add("refused", "x" * HALF_BYTES)
+    large.everybody()
+    assert "more than the workers can share" in caplog.text
+    assert Region(shared_file, 0, 2).others()[0].counters["signin_events_total"][0][1] == 1
+
+
+def test_an_http_method_that_nobody_knows_makes_no_label_of_its_own():
+    metrics = Metrics()
+    for number in range(100):
+        metrics.request_answered({"method": f"METHOD{number}", "path": f"/{number}"}, 404, 0.01)
+    assert metrics.requests.cells.keys() == {("other", "", "404")}
+
+
+def test_any_worker_answers_for_all_of_them_and_for_those_that_died(tmp_path):
+    with Served(tmp_path) as served:
+
+        def total():
+            text = httpx.get(f"{served.url}/metrics", timeout=10).text
+            return read(text).get(("signin_problems_total", "not_found", ""), 0)
+
+        def ask_only(pid):
+            for other in served.pids() - {pid}:
+                os.kill(other, signal.SIGSTOP)
+            try:
+                for _ in range(5):
+                    httpx.get(f"{served.url}/nowhere", timeout=10)
+            finally:
+                for other in served.pids() - {pid}:
+                    os.kill(other, signal.SIGCONT)
+
+        first, second = sorted(served.pids())
+        ask_only(first)
+        ask_only(second)
+        until(lambda: total() == 10)
+        time.sleep(0)  # a scrape wrote the numbers of the one that answered, a second those of the other
+        os.kill(first, signal.SIGKILL)
+        until(lambda: first not in served.pids() and len(served.pids()) == 2)
+        counts = [total() for _ in range(10)]
+        assert counts == [10] * 10
+    assert not marked(served.mark)
