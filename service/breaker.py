@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -15,6 +16,7 @@ class Breaker:
     `failures` in a row open it, and so does a single call that hung: the next ones would make their
     callers wait as long. After `open_seconds` one probe may pass: its success closes the breaker, its
     failure opens it again. A probe of which nothing is heard for `probe_seconds` makes way for the next.
+    A failure of a call that began (by `now`) before one that succeeded is old news, and changes nothing.
     """
 
     def __init__(
@@ -33,9 +35,14 @@ class Breaker:
         self._on_opened = on_opened
         self._failures = 0
         self._retry_at = 0.0
+        self._good_since = -math.inf
         self.state: State = "closed"
         self.cause = ""
         self.opened = 0
+
+    def now(self) -> float:
+        """The breaker's own time in seconds, for the moment at which a call begins."""
+        return self._clock()
 
     @property
     def is_closed(self) -> bool:
@@ -53,22 +60,23 @@ class Breaker:
         """How long until the next probe may pass; 0 where the breaker is closed."""
         return 0.0 if self.state == "closed" else max(0.0, self._retry_at - self._clock())
 
-    def succeeded(self) -> bool:
-        """A call was answered; returns True where that closed the breaker.
+    def succeeded(self, began: float) -> bool:
+        """A call was answered in time; returns True where that closed the breaker.
 
         While open it says nothing: that call began before the failures.
         """
         if self.state == "open":
             return False
         closed = self.state == "half_open"
+        self._good_since = max(self._good_since, began)
         self.state = "closed"
         self._failures = 0
         self.cause = ""
         return closed
 
-    def failed(self, cause: str, *, hung: bool = False) -> bool:
+    def failed(self, cause: str, began: float, *, hung: bool = False) -> bool:
         """A call failed for `cause`, a gRPC status; returns True where that opened a closed breaker."""
-        if self.state == "open":
+        if self.state == "open" or began < self._good_since:
             return False
         was_closed = self.state == "closed"
         self._failures += self._limit if hung else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,8 +19,10 @@ from service.models import OutboxEvent, UtcDateTime
 _table: Table = SQLModel.metadata.tables[str(OutboxEvent.__tablename__)]
 _encode = msgspec.json.Encoder().encode
 _IDS_AT_ONCE = 1000
+# Rows of one statement on SQLite. Row by row the driver would give up the interpreter, and wait for it
+# anew, once for each.
+_ROWS_AT_ONCE = 250
 
-_INSERT_SQLITE = "INSERT INTO outbox (event_id, data, attributes, bytes, created_at) VALUES (?, ?, ?, ?, ?)"
 # One parameter for all rows: psycopg takes ten times as long to send the rows one by one.
 _INSERT_POSTGRESQL = text(
     "INSERT INTO outbox (event_id, data, attributes, bytes, created_at) "
@@ -87,11 +90,26 @@ async def insert(database: Database, rows: Sequence[NewRow], at: datetime) -> No
     """Adds the rows in their order, in a transaction of their own."""
     if database.is_sqlite:
         created_at = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as UtcDateTime stores it
-        values = [(row.e, row.d, row.a, row.b, created_at) for row in rows]
-        await database.write_at_once(_INSERT_SQLITE, values)
+        pieces = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+        await database.write_at_once([_insert_sqlite(piece, created_at) for piece in pieces])
     else:
         async with database.writing() as connection:
             await connection.execute(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
+
+
+def _insert_sqlite(rows: Sequence[NewRow], created_at: str) -> tuple[str, list[Any]]:
+    values: list[Any] = [created_at]
+    for row in rows:
+        values += (row.e, row.d, row.a, row.b)
+    return _insert_statement(len(rows)), values
+
+
+@cache
+def _insert_statement(count: int) -> str:
+    places = ", ".join(
+        f"(?{first}, ?{first + 1}, ?{first + 2}, ?{first + 3}, ?1)" for first in range(2, 4 * count + 2, 4)
+    )
+    return f"INSERT INTO outbox (event_id, data, attributes, bytes, created_at) VALUES {places}"  # noqa: S608
 
 
 async def claim(

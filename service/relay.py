@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -192,28 +191,29 @@ class Relay:
         """Publishes the rows, and finds those that make Pub/Sub refuse the others."""
         if outcome.failed:
             return
-        started = time.monotonic()
+        began = self._breaker.now()
         try:
             await self._topic.publish([message(row) for row in rows], deadline_seconds)
         except TopicError as error:
-            await self._failed(rows, outcome, error, deadline_seconds)
+            if error.transient:
+                outcome.failed = True
+                if self._breaker.failed(error.status, began, hung=error.hung):
+                    log.warning("Pub/Sub cannot take events (%s): they stay in the outbox", error.status)
+                return
+            self._breaker.succeeded(began)
+            await self._refused(rows, outcome, error, deadline_seconds)
             return
         outcome.published += [row.id for row in rows]
         self._published.value += len(rows)
-        if time.monotonic() - started > self._patience:
-            self._breaker.failed("DEADLINE_EXCEEDED", hung=True)
-        elif self._breaker.succeeded():
+        if self._breaker.now() - began > self._patience:
+            self._breaker.failed("DEADLINE_EXCEEDED", began, hung=True)
+        elif self._breaker.succeeded(began):
             log.info("Pub/Sub takes events again; %d wait in the outbox", self._outbox.rows)
 
-    async def _failed(
+    async def _refused(
         self, rows: Sequence[Row], outcome: _Outcome, error: TopicError, deadline_seconds: float
     ) -> None:
-        if error.transient:
-            outcome.failed = True
-            if self._breaker.failed(error.status, hung=error.hung):
-                log.warning("Pub/Sub cannot take events (%s): they stay in the outbox", error.status)
-            return
-        self._breaker.succeeded()
+        """Parks what Pub/Sub refuses for good."""
         if error.divisible and len(rows) > 1:
             middle = len(rows) // 2
             await self._publish(rows[:middle], outcome, deadline_seconds)

@@ -27,7 +27,7 @@ def breaker(clock):
 
 def opened(breaker):
     while breaker.is_closed:
-        breaker.failed("UNAVAILABLE")
+        breaker.failed("UNAVAILABLE", breaker.now())
     return breaker
 
 
@@ -38,20 +38,20 @@ def test_it_is_closed_at_first_and_needs_no_probe(breaker):
 
 
 def test_failures_in_a_row_open_it_and_the_last_one_is_told(breaker):
-    assert [breaker.failed("UNAVAILABLE") for _ in range(4)] == [False, False, True, False]
+    assert [breaker.failed("UNAVAILABLE", breaker.now()) for _ in range(4)] == [False, False, True, False]
     assert (breaker.state, breaker.cause, breaker.opened) == ("open", "UNAVAILABLE", 1)
 
 
 def test_a_success_in_between_starts_the_count_anew(breaker):
     for _ in range(10):
-        breaker.failed("UNAVAILABLE")
-        breaker.failed("UNAVAILABLE")
-        assert not breaker.succeeded()
+        breaker.failed("UNAVAILABLE", breaker.now())
+        breaker.failed("UNAVAILABLE", breaker.now())
+        assert not breaker.succeeded(breaker.now())
     assert breaker.is_closed
 
 
 def test_one_call_that_hangs_opens_it(breaker):
-    assert breaker.failed("DEADLINE_EXCEEDED", hung=True)
+    assert breaker.failed("DEADLINE_EXCEEDED", breaker.now(), hung=True)
 
 
 def test_a_probe_passes_after_the_pause_and_only_one(breaker, clock):
@@ -68,16 +68,19 @@ def test_a_probe_that_succeeds_closes_it(breaker, clock):
     opened(breaker)
     clock.now += 1
     assert breaker.probe()
-    assert breaker.succeeded()
+    assert breaker.succeeded(breaker.now())
     assert (breaker.state, breaker.cause) == ("closed", "")
-    assert [breaker.failed("INTERNAL"), breaker.failed("INTERNAL")] == [False, False]
+    assert [breaker.failed("INTERNAL", breaker.now()), breaker.failed("INTERNAL", breaker.now())] == [
+        False,
+        False,
+    ]
 
 
 def test_a_probe_that_fails_opens_it_for_another_pause(breaker, clock):
     opened(breaker)
     clock.now += 1
     assert breaker.probe()
-    assert not breaker.failed("ABORTED")
+    assert not breaker.failed("ABORTED", breaker.now())
     assert (breaker.state, breaker.cause, breaker.opened) == ("open", "ABORTED", 1)
     assert not breaker.probe()
     clock.now += 1
@@ -96,5 +99,17 @@ def test_a_probe_of_which_nothing_is_heard_makes_way_for_the_next(breaker, clock
 
 def test_a_success_of_a_call_that_began_before_the_outage_does_not_close_it(breaker):
     opened(breaker)
-    assert not breaker.succeeded()
+    assert not breaker.succeeded(breaker.now())
     assert breaker.state == "open"
+
+
+def test_a_call_that_began_before_one_that_succeeded_and_fails_later_is_old_news(breaker, clock):
+    began = clock()
+    opened(breaker)
+    clock.now += 1.1
+    assert breaker.probe()
+    assert breaker.succeeded(breaker.now())
+    clock.now += 3.0
+    assert not breaker.failed("DEADLINE_EXCEEDED", began, hung=True)
+    assert breaker.is_closed
+    assert breaker.failed("DEADLINE_EXCEEDED", breaker.now(), hung=True)

@@ -81,7 +81,7 @@ async def test_a_lone_event_after_the_outage_is_what_closes_the_breaker(tmp_path
         publishing(settings, relay=True) as world,
     ):
         while world.breaker.is_closed:
-            world.breaker.failed("UNAVAILABLE")
+            world.breaker.failed("UNAVAILABLE", world.breaker.now())
         assert (await world.publisher.publish(*message(1))).status == "spooled"
         await until(lambda: world.breaker.is_closed)
         assert ids(await reader.pull(1)) == ["event-1"]

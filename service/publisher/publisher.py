@@ -209,28 +209,29 @@ class Publisher:
             self._keep_soon(batch, "DEADLINE_EXCEEDED")
             return
         has_group = batch[-1].group is not None
+        began = self._breaker.now()
         self._group_calls += has_group
         try:
             ids = await self._topic.publish(
                 [(event.data, event.attributes) for event in batch], self._patience.seconds()
             )
         except TopicError as error:
-            self._failed(batch, error)
+            self._failed(batch, error, began)
         else:
             self._patience.took(loop.time() - started)
-            self._breaker.succeeded()
+            self._breaker.succeeded(began)
             self._answer(batch, ids)
         finally:
             self._group_calls -= has_group
 
-    def _failed(self, batch: Batch, error: TopicError) -> None:
+    def _failed(self, batch: Batch, error: TopicError, began: float) -> None:
         if error.transient:
             self._keep_soon(batch, error.status)
-            if self._breaker.failed(error.status, hung=error.hung):
+            if self._breaker.failed(error.status, began, hung=error.hung):
                 log.warning("Pub/Sub cannot take events (%s): they go to the outbox", error.status)
                 self._pump()
             return
-        self._breaker.succeeded()
+        self._breaker.succeeded(began)
         if error.divisible and len(batch) > 1:
             # One bad message makes Pub/Sub refuse its batch: find it and let the others pass.
             middle = len(batch) // 2
@@ -259,12 +260,13 @@ class Publisher:
         """Where the relay has nothing to try Pub/Sub with, a batch that has no other home does it."""
         if not self._breaker.probe():
             return False
+        began = self._breaker.now()
         try:
             ids = await self._topic.publish(messages, self._most_patience)
         except TopicError as error:
-            self._breaker.failed(error.status, hung=error.hung)
+            self._breaker.failed(error.status, began, hung=error.hung)
             return False
-        self._breaker.succeeded()
+        self._breaker.succeeded(began)
         self._answer(batch, ids)
         return True
 
