@@ -24,8 +24,8 @@ import pytest
 from service.config import Settings
 from service.db import migrate
 from service.local.faults import Fault, set_faults
-from tests.conftest import Postgres
 from tests.outbox_table import waiting_ids, waiting_rows
+from tests.postgres import Postgres
 from tests.pubsub_topic import make_topic, pull_all
 from tests.running import DATE, until
 from tests.server_process import local_pubsub, service

@@ -1,8 +1,9 @@
 """Throws hostile requests at the service and measures whether its memory stays and whether it answers.
 
-`python -m tests.soak.hostile_bodies [--megabytes 1000] [--idle 100000]`. Half of the bytes are bodies of
-every hostile kind, the rest is what is sent beyond a limit. In the end the resident memory of the service
-must lie within 100 MB of its start, and a good sign-in must have been answered after each kind.
+`python -m tests.soak.hostile_bodies [--megabytes 1000] [--idle 100000] [--database KIND] [--workers N]`. Half
+of the bytes are bodies of every hostile kind, the rest is what is sent beyond a limit. In the end the
+resident memory of the service, its workers included, must lie within 100 MB of its start, and a good
+sign-in must have been answered after each kind.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import httpx
 import zstandard
 
+from tests.postgres import database_of
 from tests.pubsub_topic import make_topic
 from tests.server_process import Server, local_pubsub, service
 
@@ -277,7 +279,15 @@ async def attack(server: Server, megabytes: int, idle: int, say: Callable[[str],
     return found.report
 
 
-async def run(megabytes: int, idle: int, say: Callable[[str], None] = print, **values: str) -> Report:
+async def run(
+    megabytes: int,
+    idle: int,
+    say: Callable[[str], None] = print,
+    *,
+    workers: int = 1,
+    database_url: str = "",
+    **values: str,
+) -> Report:
     """The attack on a fresh service with a fresh Pub/Sub."""
     with tempfile.TemporaryDirectory(prefix="signin-hostile-") as name:
         directory = Path(name)
@@ -287,7 +297,13 @@ async def run(megabytes: int, idle: int, say: Callable[[str], None] = print, **v
                 "SIGNIN_BODY_DEADLINE_SECONDS": str(DEADLINE_SECONDS),
                 "SIGNIN_HEADER_DEADLINE_SECONDS": str(DEADLINE_SECONDS),
             }
-            with service(directory, pubsub.address, **(deadlines | values)) as server:
+            with service(
+                directory,
+                pubsub.address,
+                workers=workers,
+                database_url=database_url,
+                **(deadlines | values),
+            ) as server:
                 return await attack(server, megabytes, idle, say)
 
 
@@ -295,8 +311,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--idle", type=int, default=100_000)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     arguments = parser.parse_args()
-    report = asyncio.run(run(arguments.megabytes, arguments.idle))
+    with database_of(arguments.database) as url:
+        report = asyncio.run(
+            run(arguments.megabytes, arguments.idle, workers=arguments.workers, database_url=url)
+        )
     if found := report.problems():
         raise SystemExit("\n".join(found))
 

@@ -1,6 +1,6 @@
 """Kills the service with SIGKILL under load, again and again, and counts whether a promise was broken.
 
-`python -m tests.soak.kill_rounds [--rounds 50] [--workers N] [--database-url URL]`. Every second round
+`python -m tests.soak.kill_rounds [--rounds 50] [--database postgresql] [--workers N]`. Every second round
 Pub/Sub is unavailable. At the end, with everything healthy, each event that was answered with 2xx must
 be in the topic at least once, and every copy of it under the event id that the answer named.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from service.local.faults import Fault, set_faults
 from tests.outbox_table import waiting_rows
+from tests.postgres import database_of
 from tests.pubsub_topic import make_topic, pull_all
 from tests.server_process import Server, local_pubsub, service
 
@@ -162,14 +163,17 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1, help="processes of the service")
-    parser.add_argument("--database-url", default="", help="a migrated database; default SQLite")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--seed", type=int, default=1, help="decides when each round ends")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="signin-kill-rounds-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="signin-kill-rounds-") as directory,
+        database_of(arguments.database) as database_url,
+    ):
         tally = run(
             Path(directory),
             arguments.rounds,
-            database_url=arguments.database_url,
+            database_url=database_url,
             workers=arguments.workers,
             seed=arguments.seed,
         )
