@@ -38,7 +38,12 @@ class Service(FastAPI):
     """FastAPI with our edge around all of its layers."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Edge(super().build_middleware_stack(), Bodies(self.state.settings), events.ENDPOINTS)
+        return Edge(
+            super().build_middleware_stack(),
+            Bodies(self.state.settings),
+            events.ENDPOINTS,
+            self.state.metrics,
+        )
 
 
 def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
@@ -77,7 +82,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings)
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
         metrics: Metrics = app.state.metrics
-        topic, outbox = Topic(clients, settings), Outbox(database, settings, metrics=metrics)
+        topic, outbox = Topic(clients, settings, metrics), Outbox(database, settings, metrics=metrics)
         breaker = Breaker(
             failures=settings.breaker_failures,
             open_seconds=settings.breaker_open_seconds,

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from weakref import WeakSet
 
 import aiosqlite
@@ -22,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.config import Settings
 from service.errors import DatabaseUnavailableError
-from service.sqlite import prepare_sqlite
+from service.sqlite import has_its_file, prepare_sqlite
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -39,6 +40,8 @@ _MIGRATION_LOCK = 0x5167_6E49_6E00  # any number, the same in every replica
 
 # What SQLite calls operational by itself: not migrated yet, and a standby that cannot be written.
 _SQLSTATES = frozenset({"42P01", "25006"})
+# Its file holds something else, or is damaged.
+_SQLITE_CODES = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 _UNAVAILABLE = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
@@ -106,8 +109,13 @@ class Database:
                 for statement, values in statements:
                     try:
                         await driver.execute(statement, values)
-                    except sqlite3.OperationalError as error:
-                        raise sqlalchemy.exc.OperationalError(statement, None, error) from error
+                    except sqlite3.DatabaseError as error:
+                        kind = sqlalchemy.exc.DatabaseError.instance
+                        raise kind(statement, None, error, sqlite3.Error) from error
+                if not has_its_file(self._engine.url.database, connection.info):
+                    raise DatabaseUnavailableError(
+                        "The file of the database has gone.", retry_after_seconds=5
+                    )
 
     async def ping(self, *, deadline_seconds: float = 2.0) -> None:
         """Raises DatabaseUnavailableError unless the database answers in time."""
@@ -130,8 +138,11 @@ class Database:
         await self._engine.dispose()
         await asyncio.to_thread(join_threads, list(self._workers), WORKERS_END_SECONDS)
 
-    def _connect_sqlite(self, *args: Any, **options: Any) -> aiosqlite.Connection:
-        connection = aiosqlite.connect(*args, **options)
+    def _connect_sqlite(self, path: str, *args: Any, **options: Any) -> aiosqlite.Connection:
+        # Migrating makes the file. A service that made one would put it in the place of one that has gone.
+        if path != ":memory:":
+            path, options["uri"] = f"file:{quote(path)}?mode=rw", True
+        connection = aiosqlite.connect(path, *args, **options)
         thread = connection._thread  # noqa: SLF001 -- SQLAlchemy takes the same way to make it a daemon
         thread.daemon = True
         self._workers.add(thread)
@@ -151,8 +162,8 @@ def told_as_unavailable() -> Iterator[None]:
     """Turns operational failures of the database into DatabaseUnavailableError, the cause in the log only."""
     try:
         yield
-    except (*_UNAVAILABLE, sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.InternalError) as error:
-        if not isinstance(error, _UNAVAILABLE) and getattr(error.orig, "sqlstate", "") not in _SQLSTATES:
+    except (*_UNAVAILABLE, sqlalchemy.exc.DatabaseError) as error:
+        if not isinstance(error, _UNAVAILABLE) and not _is_known(error.orig):
             raise
         log.warning("the database cannot be used: %s", type(getattr(error, "orig", None) or error).__name__)
         log.debug("the database's own error", exc_info=error)
@@ -160,6 +171,13 @@ def told_as_unavailable() -> Iterator[None]:
         if _lacks_tables(error):
             detail = "The metadata database has not the tables of this version: run `signin migrate`."
         raise DatabaseUnavailableError(detail, retry_after_seconds=5) from error
+
+
+def _is_known(cause: BaseException | None) -> bool:
+    """Whether an error that is none of operation by its class means that the database cannot be used."""
+    if isinstance(cause, sqlite3.DatabaseError):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CODES
+    return getattr(cause, "sqlstate", "") in _SQLSTATES
 
 
 def _lacks_tables(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
@@ -22,6 +23,7 @@ from service import connections, problems
 from service.bodies import Bodies, Body
 from service.errors import ProblemError, ShuttingDownError
 from service.logs import current_request_id
+from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +42,13 @@ class Edge:
     """
 
     def __init__(
-        self, app: ASGIApp, bodies: Bodies, endpoints: Mapping[str, Endpoint] = MappingProxyType({})
+        self,
+        app: ASGIApp,
+        bodies: Bodies,
+        endpoints: Mapping[str, Endpoint] = MappingProxyType({}),
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._app = app
         self._bodies = bodies
         self._endpoints = endpoints
@@ -52,6 +59,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started_at = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = self._request_id(headers)
         current_request_id.set(request_id.decode())
@@ -67,10 +75,26 @@ class Edge:
             else:
                 await answer.give(await endpoint(Request(scope, receive)), scope, receive)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the last handler
-            await _settle(error, scope, receive, answer)
+            await self._settle(error, scope, receive, answer)
         finally:
+            self._metrics.request_answered(scope, answer.status, time.perf_counter() - started_at)
             if body:
                 body.release()
+
+    async def _settle(self, error: BaseException, scope: Scope, receive: Receive, answer: Answer) -> None:
+        """Sees to it that a request that broke has an answer, and that the server knows what it must know."""
+        if isinstance(error, ClientDisconnect):
+            log.debug("the caller went away")
+            return
+        if answer.ended and isinstance(error, Exception):
+            return  # the framework has logged and answered it, and raises it once more
+        if answer.started:
+            raise error
+        problem = _problem(error, scope)
+        self._metrics.problem_answered(scope, problem.problem_code)
+        await problems.rendered(problem, scope["path"])(scope, receive, answer)
+        if isinstance(error, asyncio.CancelledError):
+            raise error
 
     def _request_id(self, headers: dict[bytes, bytes]) -> bytes:
         request_id = headers.get(b"x-request-id")
@@ -82,18 +106,20 @@ class Edge:
 class Answer:
     """The ASGI channel of one answer; it adds what every answer carries, and knows how far it has come."""
 
-    __slots__ = ("_body", "_header", "_send", "ended", "started")
+    __slots__ = ("_body", "_header", "_send", "ended", "started", "status")
 
     def __init__(self, send: Send, request_id: bytes, body: Body | None) -> None:
         self._send = send
         self._header = (b"x-request-id", request_id)
         self._body = body
         self.started = False
+        self.status = 499  # while there is none: the caller went away
         self.ended = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             message["headers"] = [*message["headers"], self._header]
             if self._body and not self._body.complete:
                 message["headers"].append((b"connection", b"close"))
@@ -104,22 +130,10 @@ class Answer:
     async def give(self, response: Response, scope: Scope, receive: Receive) -> None:
         """Sends a response that has a Content-Length, in one piece where the connection can take it."""
         is_read = self._body is None or self._body.complete
-        if not (is_read and connections.answer(scope, response, self._header)):
+        if is_read and connections.answer(scope, response, self._header):
+            self.status = response.status_code
+        else:
             await response(scope, receive, self)
-
-
-async def _settle(error: BaseException, scope: Scope, receive: Receive, answer: Answer) -> None:
-    """Sees to it that a request that broke has an answer, and that the server knows what it must know."""
-    if isinstance(error, ClientDisconnect):
-        log.debug("the caller went away")
-        return
-    if answer.ended and isinstance(error, Exception):
-        return  # the framework has logged and answered it, and raises it once more
-    if answer.started:
-        raise error
-    await problems.rendered(_problem(error, scope), scope["path"])(scope, receive, answer)
-    if isinstance(error, asyncio.CancelledError):
-        raise error
 
 
 def _problem(error: BaseException, scope: Scope) -> ProblemError:

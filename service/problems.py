@@ -135,7 +135,7 @@ def install(app: FastAPI, metrics: Metrics | None = None) -> None:
         return answer(request, from_http(error), headers)
 
     async def on_failure(request: Request, error: Exception) -> Response:
-        return rendered(of_failure(error, request.method, request.url.path), request.url.path)
+        return answer(request, of_failure(error, request.method, request.url.path))
 
     async def on_disconnect(request: Request, error: Any) -> Response:  # noqa: ARG001
         log.debug("the caller went away")

@@ -1,16 +1,40 @@
-"""What every connection to SQLite gets before it is used."""
+"""What every connection to SQLite gets before it is used, and whether its file is still the database.
+
+A connection in WAL mode goes on writing into a file that was removed, replaced or unmounted, and every
+commit succeeds: what it keeps is gone with the connection. So the file is looked at before each use, and
+after each commit that somebody is answered for. https://www.sqlite.org/howtocorrupt.html#_unlinking_or_renaming_a_database_file_while_in_use
+"""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy.exc import DisconnectionError
 
 BUSY_SECONDS = 5
 WAL_TRIES = 100
 WAL_PAUSE_SECONDS = 0.05
+
+
+_FILE = "signin.file"
+
+
+def file_identity(path: str | None) -> tuple[int, int] | None:
+    """Which file is at the path, None where none is; a database in memory has no path."""
+    try:
+        found = os.stat(path or "")  # noqa: PTH116 -- a Path costs twice the call, before every use
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def has_its_file(path: str | None, info: dict[str, Any]) -> bool:
+    """Whether the connection with this `info` has the file open that is at the path now."""
+    return file_identity(path) == info.get(_FILE)
 
 
 def _write_ahead(cursor: Any) -> None:
@@ -29,9 +53,11 @@ def _write_ahead(cursor: Any) -> None:
 
 def prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy_seconds: int = BUSY_SECONDS) -> None:
     """Gives each connection its pragmas, and takes BEGIN over from the driver, which would begin too late."""
+    path = engine.url.database
 
     @event.listens_for(engine, "connect")
-    def connected(connection: Any, _record: Any) -> None:
+    def connected(connection: Any, record: Any) -> None:
+        record.info[_FILE] = file_identity(path)
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {busy_seconds * 1000}")
@@ -39,6 +65,11 @@ def prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy_seconds: int = BU
         cursor.execute("PRAGMA synchronous = FULL")  # an event in the outbox survives a power cut
         cursor.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
         cursor.close()
+
+    @event.listens_for(engine, "checkout")
+    def checked_out(_connection: Any, record: Any, _proxy: Any) -> None:
+        if not has_its_file(path, record.info):
+            raise DisconnectionError  # the pool opens the file that is there now
 
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:

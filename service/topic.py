@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.clients import Clients, PubsubStub
 from service.config import Settings
+from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class TopicError(Exception):
 class Topic:
     """The topic of the settings; for use within one event loop."""
 
-    def __init__(self, clients: Clients, settings: Settings) -> None:
+    def __init__(self, clients: Clients, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.metrics = metrics or Metrics()
         self._clients = clients
         self._pubsub: PubsubStub | None = None
         self.path = settings.topic_path
@@ -62,6 +65,8 @@ class Topic:
         Raises TopicError shortly after the deadline at the latest; the first call may take longer,
         because it imports Google's libraries.
         """
+        started = time.perf_counter()
+        status = "OK"
         try:
             if self._pubsub is None:
                 async with asyncio.timeout(CONNECT_SECONDS):
@@ -70,7 +75,10 @@ class Topic:
             async with asyncio.timeout(deadline_seconds + _GRACE_SECONDS):
                 return await self._publish(self._pubsub, messages, deadline_seconds)
         except Exception as error:
-            raise TopicError(_status(error)) from error
+            status = _status(error)
+            raise TopicError(status) from error
+        finally:
+            self.metrics.publish_called(len(messages), time.perf_counter() - started, status)
 
     async def _publish(
         self, pubsub: PubsubStub, messages: Sequence[Message], deadline_seconds: float

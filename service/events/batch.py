@@ -24,6 +24,7 @@ from service.errors import (
 from service.event_ids import new_event_id
 from service.events import context, documentation
 from service.events.single import problem
+from service.metrics import Metrics
 from service.publisher import Publisher, Receipt
 from transforms import signin_batch
 from transforms.signin_batch import BatchSignin
@@ -110,6 +111,9 @@ async def publish_batch(request: Request) -> Response:
     publisher: Publisher = request.app.state.publisher
     outcomes = await publisher.publish_all(messages) if messages else []
     failures = record(results, accepted, outcomes)
+    if failures or len(accepted) < len(results):
+        metrics: Metrics = request.app.state.metrics
+        metrics.events_refused(result.error.code for result in results if result and result.error)
     return answer(results, failures)
 
 

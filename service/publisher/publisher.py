@@ -39,6 +39,7 @@ class Publisher:
 
     def __init__(self, topic: Topic, outbox: Outbox, breaker: Breaker, settings: Settings) -> None:
         self._topic = topic
+        self._metrics = topic.metrics
         self._outbox = outbox
         self._breaker = breaker
         self._linger = settings.publish_linger_seconds
@@ -248,6 +249,7 @@ class Publisher:
             await self._outbox.spool(messages)
             for event in batch:
                 event.settle(_SPOOLED)
+            self._metrics.spooled.value += len(batch)
             self._release(batch)
         except (OutboxFullError, DatabaseUnavailableError) as error:
             if not await self._probed(batch, messages):
@@ -273,6 +275,7 @@ class Publisher:
     def _answer(self, batch: Batch, ids: Sequence[str]) -> None:
         for event, message_id in zip(batch, ids, strict=True):
             event.settle(Receipt("published", message_id))
+        self._metrics.published.value += len(batch)
         self._release(batch)
 
     def _fail(self, batch: Batch, problem: Callable[[], Outcome]) -> None:
