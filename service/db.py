@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.config import Settings
+from service.db_failures import FILE_GONE, told_as_unavailable
 from service.errors import DatabaseUnavailableError
 from service.sqlite import has_its_file, prepare_sqlite
 
@@ -37,17 +38,6 @@ POOL_OVERFLOW = 10
 MIGRATION_LOCK_SECONDS = 60
 WORKERS_END_SECONDS = 1.0
 _MIGRATION_LOCK = 0x5167_6E49_6E00  # any number, the same in every replica
-
-# What SQLite calls operational by itself: not migrated yet, and a standby that cannot be written.
-_SQLSTATES = frozenset({"42P01", "25006"})
-# Its file holds something else, or is damaged.
-_SQLITE_CODES = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
-_UNAVAILABLE = (
-    sqlalchemy.exc.OperationalError,
-    sqlalchemy.exc.InterfaceError,
-    sqlalchemy.exc.TimeoutError,
-    TimeoutError,
-)
 
 
 class Database:
@@ -113,9 +103,7 @@ class Database:
                         kind = sqlalchemy.exc.DatabaseError.instance
                         raise kind(statement, None, error, sqlite3.Error) from error
                 if not has_its_file(self._engine.url.database, connection.info):
-                    raise DatabaseUnavailableError(
-                        "The file of the database has gone.", retry_after_seconds=5
-                    )
+                    raise DatabaseUnavailableError(FILE_GONE, retry_after_seconds=5)
 
     async def ping(self, *, deadline_seconds: float = 2.0) -> None:
         """Raises DatabaseUnavailableError unless the database answers in time."""
@@ -155,37 +143,6 @@ def join_threads(threads: Sequence[Thread], seconds: float) -> None:
     for thread in threads:
         if thread.is_alive():
             thread.join(max(0.0, until - time.monotonic()))
-
-
-@contextmanager
-def told_as_unavailable() -> Iterator[None]:
-    """Turns operational failures of the database into DatabaseUnavailableError, the cause in the log only."""
-    try:
-        yield
-    except (*_UNAVAILABLE, sqlalchemy.exc.DatabaseError) as error:
-        if not isinstance(error, _UNAVAILABLE) and not _is_known(error.orig):
-            raise
-        log.warning("the database cannot be used: %s", type(getattr(error, "orig", None) or error).__name__)
-        log.debug("the database's own error", exc_info=error)
-        detail = "The metadata database did not answer."
-        if _lacks_tables(error):
-            detail = "The metadata database has not the tables of this version: run `signin migrate`."
-        raise DatabaseUnavailableError(detail, retry_after_seconds=5) from error
-
-
-def _is_known(cause: BaseException | None) -> bool:
-    """Whether an error that is none of operation by its class means that the database cannot be used."""
-    if isinstance(cause, sqlite3.DatabaseError):
-        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CODES
-    return getattr(cause, "sqlstate", "") in _SQLSTATES
-
-
-def _lacks_tables(error: Exception) -> bool:
-    """Tells a database that was never migrated from one that is away."""
-    cause = getattr(error, "orig", None)
-    if isinstance(cause, sqlite3.OperationalError):
-        return cause.sqlite_errorname == "SQLITE_ERROR"  # of our own statements only: no such table
-    return str(getattr(cause, "sqlstate", "")) == "42P01"
 
 
 def engine_options(url: URL, statement_timeout_seconds: int) -> dict[str, Any]:

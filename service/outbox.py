@@ -22,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service import outbox_store
 from service.backpressure import Drain
 from service.config import Settings
-from service.db import Database, told_as_unavailable
+from service.db import Database
+from service.db_failures import told_as_unavailable
 from service.errors import DatabaseUnavailableError, OutboxFullError
 from service.group_commit import GroupCommit
 from service.metrics import Metrics

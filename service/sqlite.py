@@ -2,7 +2,7 @@
 
 A connection in WAL mode goes on writing into a file that was removed, replaced or unmounted, and every
 commit succeeds: what it keeps is gone with the connection. So the file is looked at before each use, and
-after each commit that somebody is answered for. https://www.sqlite.org/howtocorrupt.html#_unlinking_or_renaming_a_database_file_while_in_use
+after each commit of events. https://www.sqlite.org/howtocorrupt.html section 2.5
 """
 
 from __future__ import annotations

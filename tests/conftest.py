@@ -41,6 +41,8 @@ def create_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[
         path = tmp_path / f"test_{next(_numbers)}.db"
         if migrated:
             shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
+        else:
+            path.touch()
         return f"sqlite:///{path}"
 
     return create
