@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import aiosqlite
 import sqlalchemy.exc
-from sqlalchemy import URL, Connection, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Executable, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -38,6 +38,8 @@ POOL_OVERFLOW = 10
 MIGRATION_LOCK_SECONDS = 60
 WORKERS_END_SECONDS = 1.0
 _MIGRATION_LOCK = 0x5167_6E49_6E00  # any number, the same in every replica
+# For one statement after the other: nobody waits for the pool, and a broken connection shows by itself.
+_COMMITTING = {"pool_size": 1, "max_overflow": 1, "pool_pre_ping": False, "isolation_level": "AUTOCOMMIT"}
 
 
 class Database:
@@ -59,6 +61,9 @@ class Database:
         if self.is_sqlite:
             prepare_sqlite(self._engine.sync_engine, foreign_keys=True)
         self._writing_engine = self._engine.execution_options(writes=True)
+        self._committing_engine = (
+            None if self.is_sqlite else create_async_engine(url, **options | _COMMITTING)
+        )
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -84,6 +89,23 @@ class Database:
         with told_as_unavailable():
             async with self._writing_engine.begin() as connection:
                 yield connection
+
+    async def write_by_itself(self, statement: Executable, values: Mapping[str, Any]) -> None:
+        """One statement that is a transaction by itself, on PostgreSQL: one round trip instead of four.
+
+        Done a second time where the connection turns out to be broken, perhaps after it took effect.
+        """
+        engine = self._committing_engine
+        assert engine
+        with told_as_unavailable():
+            try:
+                async with engine.connect() as connection:
+                    await connection.execute(statement, values)
+            except sqlalchemy.exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                async with engine.connect() as connection:
+                    await connection.execute(statement, values)
 
     async def write_at_once(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
         """One transaction of statements with their values, on SQLite; with the driver's own calls.
@@ -124,6 +146,8 @@ class Database:
         A thread that ended after the event loop could not tell it so and would die with a traceback.
         """
         await self._engine.dispose()
+        if self._committing_engine:
+            await self._committing_engine.dispose()
         await asyncio.to_thread(join_threads, list(self._workers), WORKERS_END_SECONDS)
 
     def _connect_sqlite(self, path: str, *args: Any, **options: Any) -> aiosqlite.Connection:

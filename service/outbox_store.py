@@ -93,8 +93,7 @@ async def insert(database: Database, rows: Sequence[NewRow], at: datetime) -> No
         pieces = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
         await database.write_at_once([_insert_sqlite(piece, created_at) for piece in pieces])
     else:
-        async with database.writing() as connection:
-            await connection.execute(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
+        await database.write_by_itself(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
 
 
 def _insert_sqlite(rows: Sequence[NewRow], created_at: str) -> tuple[str, list[Any]]:

@@ -263,3 +263,19 @@ async def test_sqlite_commits_reach_the_disk_before_they_are_answered_for(tmp_pa
         assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar() == 2
         assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar() == "wal"
     await database.close()
+
+
+async def test_a_connection_that_postgresql_has_ended_costs_no_event(postgres):
+    url = postgres.create(migrated=True)
+    database = Database(settings_with(url))
+    outbox = Outbox(database, settings_with(url))
+    await outbox.spool([message(1)])
+    with psycopg.connect(url, autocommit=True) as connection:
+        ended = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchall()
+    assert ended
+    await outbox.spool([message(2)])
+    assert [row["event_id"] for row in await outbox_events(outbox)] == ["event-1", "event-2"]
+    await database.close()
