@@ -22,6 +22,7 @@ class Postgres:
     """A PostgreSQL server with its data in `directory`; `create` makes a database and returns its URL."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         with warnings.catch_warnings():
             # As root without a login session there is no XDG_RUNTIME_DIR, and /tmp is as good here.
             warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
@@ -48,6 +49,12 @@ class Postgres:
 
     def _url(self, name: str) -> str:
         return self._server.get_uri().replace("/postgres?", f"/{name}?")
+
+    def pids(self) -> list[int]:
+        """The server and its children."""
+        pid = int((self.directory / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [*map(int, children), pid]
 
     def stop(self) -> None:
         self._server.cleanup()
