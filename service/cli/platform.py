@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from service.cli.terminal import fail, load_settings, out, variable_name
 from service.config import Settings
 from service.local.process import ServerProcess
 from service.local.stack import Stack
+from service.local.templates import Templates
 
 PUBSUB_PORT = 8085  # where Google's own emulator listens
 DATAFLOW_PORT = 8086
@@ -86,8 +88,10 @@ class Platform:
 
 def local_settings(settings: Settings) -> Settings:
     """The settings for a world of our own: servers on this machine and their own template."""
+    template_path = Settings.model_fields["template_path"].default
     local = {
-        "template_path": Settings.model_fields["template_path"].default,
+        "template_path": template_path,
+        "template_metadata": Templates().find(template_path).metadata,
         "data_dir": settings.data_dir.absolute(),
         "dataflow_emulator_host": "",
         "bigquery_emulator_host": "",
@@ -106,7 +110,11 @@ def pointed_at(settings: Settings, environment: Mapping[str, str]) -> Settings:
 def settings_environment(settings: Settings) -> dict[str, str]:
     """Every setting as the variable that a child process reads, whatever its own environment says."""
     values: dict[str, Any] = settings.model_dump(mode="json")
-    return {variable_name(name): str(value) for name, value in values.items() if value is not None}
+    return {
+        variable_name(name): json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def standalone_settings(overrides: Mapping[str, Any]) -> Settings:
