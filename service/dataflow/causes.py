@@ -10,7 +10,8 @@ from service.dataflow.sightings import SeenMessage
 
 # What Dataflow says around a cause, and never is one: these frames come last and in every failure.
 _FRAMES = re.compile(
-    r"work item was attempted|worker lost contact|Workflow failed\.?\s*$|Traceback \(most recent call last\):\s*$",
+    r"work item was attempted|worker lost contact"
+    r"|Workflow failed\.?\s*$|Traceback \(most recent call last\):\s*$",
     re.IGNORECASE,
 )
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^\s+at [\w.$]+\(|Caused by:", re.MULTILINE)
