@@ -163,20 +163,12 @@ class Settings(BaseSettings):
         description="URL of a BigQuery emulator",
     )
     monitoring_endpoint: str = Field(
-        "https://monitoring.googleapis.com", description="Cloud Monitoring's REST endpoint"
-    )
-    monitoring_emulator_host: str = Field(
-        "",
-        validation_alias=AliasChoices("MONITORING_EMULATOR_HOST", "monitoring_emulator_host"),
-        description="URL of a Cloud Monitoring emulator",
+        "https://monitoring.googleapis.com",
+        description="Cloud Monitoring's REST endpoint; http:// is an emulator, asked without credentials",
     )
     storage_endpoint: str = Field(
-        "https://storage.googleapis.com", description="Cloud Storage's REST endpoint"
-    )
-    storage_emulator_host: str = Field(
-        "",
-        validation_alias=AliasChoices("STORAGE_EMULATOR_HOST", "storage_emulator_host"),
-        description="URL of a Cloud Storage emulator, for template specs",
+        "https://storage.googleapis.com",
+        description="Cloud Storage's REST endpoint, for template specs; http:// as above",
     )
 
     @property
