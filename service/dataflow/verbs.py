@@ -62,9 +62,10 @@ class Launch:
 
 
 class Dataflow:
-    """Dataflow through the stock clients. Every verb raises DataflowError."""
+    """Dataflow through the stock clients. Every verb raises DataflowError. `calls` counts what was sent."""
 
     def __init__(self, clients: Clients, settings: Settings) -> None:
+        self.calls = 0
         self._clients = clients
         self._settings = settings
         self._counters: OrderedDict[tuple[str, str], tuple[float, dict[str, int] | None]] = OrderedDict()
@@ -265,6 +266,7 @@ class Dataflow:
             # The outer limit covers what the deadline of the call does not: imports and credentials.
             async with asyncio.timeout(deadline + CONNECT_SECONDS):
                 stub = await client()
+                self.calls += 1
                 return await getattr(stub, method)(request=request, timeout=deadline, retry=None)
         except TimeoutError as error:
             raise OutcomeUnknownError(f"Dataflow did not answer within {deadline:g} s") from error
