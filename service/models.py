@@ -111,7 +111,17 @@ class Job(SQLModel, table=True):
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),
+        Index(
+            "ix_jobs_ended",
+            "created_at",
+            "id",
+            sqlite_where=text("ended_at IS NOT NULL"),
+            postgresql_where=text("ended_at IS NOT NULL"),
+        ),
         Index("ix_jobs_base_name", "base_name", "created_at", "id"),
+        Index("ix_jobs_base_name_state", "base_name", "state", "created_at", "id"),
+        Index("ix_jobs_pipeline", "pipeline", "created_at", "id"),
+        Index("ix_jobs_pipeline_state", "pipeline", "state", "created_at", "id"),
         Index("ix_jobs_state", "state", "created_at", "id"),
     )
 
@@ -255,3 +265,21 @@ class OutboxEvent(SQLModel, table=True):
     claimed_by: str | None = Field(default=None, sa_type=String(64))
     parked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     parked_reason: str | None = Field(default=None, sa_type=Text)
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A request under its key: its answer, or until when one process may still be working on it."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created", "created_at"),)
+
+    scope: str = Field(primary_key=True, sa_type=String(128))
+    key: str = Field(primary_key=True, sa_type=String(200))
+    request_hash: str = Field(sa_type=String(64))
+    job_id: str | None = Field(default=None, sa_type=String(ID_LENGTH))
+    status: int | None = Field(default=None)
+    media_type: str | None = Field(default=None, sa_type=String(128))
+    location: str | None = Field(default=None, sa_type=String(256))
+    body: str | None = Field(default=None, sa_type=Text)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    locked_until: datetime = Field(sa_type=UtcDateTime)
