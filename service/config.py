@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     reconcile_interval_seconds: float = Field(
         5.0, gt=0, description="Time between two looks at Dataflow; the local stack uses 0.5"
     )
+    reconcile_max_calls: int = Field(
+        200, ge=1, description="Calls of Dataflow in one look at all jobs after which the rest waits its turn"
+    )
+    reconcile_lease_seconds: float = Field(
+        15.0, gt=0, description="How long a replica that died keeps the others from looking at Dataflow"
+    )
     launch_grace_seconds: float = Field(
         120.0, ge=0, description="How long a launch without an answer is looked for before the next try"
     )
