@@ -56,7 +56,7 @@ class PubsubServer:
         clock: Callable[[], float] = time.time,
         backlog_bytes: int = DEFAULT_BACKLOG_BYTES,
     ) -> None:
-        self.faults = FaultSwitch()
+        self.faults = FaultSwitch((_STREAMING_PULL,))
         self.address = ""
         self._data_dir = data_dir
         self._host = host
@@ -81,6 +81,7 @@ class PubsubServer:
 
     async def __aexit__(self, *_: object) -> None:
         self._bells.close()
+        self.faults.close()
         await self._server.stop(grpc_server.STOP_GRACE_SECONDS)
         if self._journal:
             self._journal.close()
@@ -116,7 +117,6 @@ class PubsubServer:
         }
 
     def _subscriber_methods(self) -> dict[str, Method]:
-        empty = empty_pb2.Empty
         return {
             "CreateSubscription": Method(
                 self._create_subscription, types.Subscription.pb(), types.Subscription.pb()
@@ -133,12 +133,12 @@ class PubsubServer:
                 types.ListSubscriptionsResponse.pb(),
             ),
             "DeleteSubscription": Method(
-                self._delete_subscription, types.DeleteSubscriptionRequest.pb(), empty
+                self._delete_subscription, types.DeleteSubscriptionRequest.pb(), empty_pb2.Empty
             ),
             "Pull": Method(self._pull, types.PullRequest.pb(), Serialized),
-            "Acknowledge": Method(self._acknowledge, types.AcknowledgeRequest.pb(), empty),
+            "Acknowledge": Method(self._acknowledge, types.AcknowledgeRequest.pb(), empty_pb2.Empty),
             "ModifyAckDeadline": Method(
-                self._modify_ack_deadline, types.ModifyAckDeadlineRequest.pb(), empty
+                self._modify_ack_deadline, types.ModifyAckDeadlineRequest.pb(), empty_pb2.Empty
             ),
             "Seek": Method(self._seek, types.SeekRequest.pb(), types.SeekResponse.pb()),
         }
