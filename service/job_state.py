@@ -74,6 +74,10 @@ class Standing:
 
 
 _ALLOWED = Permission(Verdict.ALLOWED)
+_NO_DRAIN = {
+    UNRECOGNIZED: "Dataflow reports a state that this service does not know.",
+    "RESOURCE_CLEANING_UP": "The job is ending.",
+}
 
 
 def raised(current: str, wanted: str) -> str:
@@ -138,18 +142,14 @@ def _stop(action: StopAction, standing: Standing) -> Permission:
         return Permission(Verdict.ALREADY, f"The job is {state} already.")
     if is_terminal(state):
         return _ended(standing)
+    if action == "drain" and (standing.requested == "CANCELLED" or state == "CANCELLING"):
+        refusal = "The job has been asked to cancel, which goes further than a drain."
+        return Permission(Verdict.REFUSED, refusal)
     if standing.requested == goal or state == _ON_THE_WAY[action]:
         return Permission(Verdict.ALREADY, f"The job has been asked to {action} already.")
-    refusal = _drain_refusal(standing) if action == "drain" else ""
-    return Permission(Verdict.REFUSED, refusal) if refusal else _ALLOWED
-
-
-def _drain_refusal(standing: Standing) -> str:
-    if standing.requested == "CANCELLED" or standing.state == "CANCELLING":
-        return "The job has been asked to cancel, which goes further than a drain."
-    if standing.state == UNRECOGNIZED:
-        return "Dataflow reports a state that this service does not know."
-    return ""
+    if action == "drain" and state in _NO_DRAIN:
+        return Permission(Verdict.REFUSED, _NO_DRAIN[state])
+    return _ALLOWED
 
 
 def _drain(standing: Standing) -> Permission:
