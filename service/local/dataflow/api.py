@@ -15,7 +15,8 @@ from service.local.dataflow.faults import DataflowFaultSwitch
 from service.local.dataflow.fleet import Fleet
 from service.local.dataflow.job import LocalJob, State, new_job
 from service.local.dataflow.reading import Reading, shown
-from service.local.dataflow.requests import invalid, not_allowed, refusal
+from service.local.dataflow.replacement import to_be_replaced
+from service.local.dataflow.requests import error_number, invalid, not_allowed, refusal
 from service.local.grpc_server import Context, Method, unary_handlers
 from service.local.templates import TemplateNotFoundError, Templates
 
@@ -87,7 +88,7 @@ class DataflowApi:
         if replaced:
             job.proto.replace_job_id = replaced.id
         try:
-            self._fleet.launch(job, replaced)
+            self._fleet.launch(job)
         except OSError as error:
             raise refusal(grpc.StatusCode.INTERNAL, f"The job cannot be stored: {error}") from error
         answers.fill_launch(job, response.job)
@@ -120,17 +121,20 @@ class DataflowApi:
             if holders:
                 raise refusal(
                     grpc.StatusCode.ALREADY_EXISTS,
-                    "The workflow could not be created. Causes: There is already an active job named "
-                    f"{launch.job_name}. If you want to submit a second job, try again by setting a "
-                    "different name.",
+                    f"The workflow could not be created. Causes: ({error_number()}): There is already an "
+                    f"active job named {launch.job_name}. If you want to submit a second job, try again by "
+                    "setting a different name.",
                 )
             return None
         if not holders:
             raise refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "The workflow could not be created. Causes: There is no active job named "
-                f"{launch.job_name} to update.",
+                f"The workflow could not be created. Causes: ({error_number()}): There is no active job "
+                f"named {launch.job_name} to update.",
             )
+        for job in holders:
+            if old := to_be_replaced(job, self._fleet.jobs):
+                raise not_allowed(old, "update", f"Job is being updated by {job.id} already.")
         if holders[-1].state != State.JOB_STATE_RUNNING:
             raise not_allowed(holders[-1], "update", f"Job is in state {holders[-1].state.name}.")
         return holders[-1]
@@ -147,7 +151,7 @@ class DataflowApi:
             if job.state != State.JOB_STATE_DRAINING:
                 self._fleet.drain(job)
         elif wanted == State.JOB_STATE_CANCELLED:
-            _check_not_terminal(job, "cancel")
+            _check_changeable(job, "cancel")
             self._fleet.cancel(job, force=request.job.labels.get("force_cancel_job") == "true")
         else:
             raise invalid(f"Requested state {wanted} is not one that a job can be brought to.")
@@ -157,7 +161,7 @@ class DataflowApi:
         fields = requests.check_runtime_mask(request.update_mask.paths)
         if not fields:
             raise invalid("Neither a requested state nor an update mask is set.")
-        _check_not_terminal(job, "update")
+        _check_changeable(job, "update")
         # The values are kept and shown, and change nothing: a job here has one worker.
         given, kept = request.job.runtime_updatable_params, job.proto.runtime_updatable_params
         changed = type(kept).FromString(kept.SerializeToString())
@@ -188,13 +192,15 @@ def _place(job: LocalJob) -> tuple[str, str, str]:
     return job.proto.project_id, job.proto.location, job.proto.name
 
 
-def _check_not_terminal(job: LocalJob, operation: str) -> None:
+def _check_changeable(job: LocalJob, operation: str) -> None:
+    if job.is_active and job.proto.replaced_by_job_id:
+        raise not_allowed(job, operation, f"Job is being replaced by {job.proto.replaced_by_job_id}.")
     if not job.is_active:
         raise not_allowed(job, operation, f"Job is already in terminal state {job.state.name}.")
 
 
 def _check_drain(job: LocalJob) -> None:
-    _check_not_terminal(job, "drain")
+    _check_changeable(job, "drain")
     if job.state in (State.JOB_STATE_QUEUED, State.JOB_STATE_PENDING):
         raise not_allowed(job, "drain", "Job is not yet ready for draining. Please retry in a few minutes.")
     if job.state == State.JOB_STATE_CANCELLING:

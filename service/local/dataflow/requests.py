@@ -28,7 +28,12 @@ _RUNTIME_FIELDS = df.RuntimeUpdatableParams.pb().DESCRIPTOR.fields_by_name
 
 def refusal(code: grpc.StatusCode, message: str, details: tuple[Any, ...] = ()) -> StatusError:
     """A status with the error number in front that Dataflow puts there."""
-    return StatusError(code, f"({secrets.token_hex(8)}): {message}", details)
+    return StatusError(code, f"({error_number()}): {message}", details)
+
+
+def error_number() -> str:
+    """A number as Dataflow gives to each error, the cause's own one included."""
+    return secrets.token_hex(8)
 
 
 def invalid(message: str) -> StatusError:
