@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         2000, ge=1, description="Most connections of a process; beyond, the longest idle one is closed"
     )
+    max_event_streams: int = Field(100, ge=1, description="Most histories that are followed at once")
     max_event_ahead_seconds: int = Field(
         24 * 3600, ge=0, description="How far ahead of the clock the date of a sign-in may lie"
     )
