@@ -177,7 +177,8 @@ class Dataflow:
         }
         if since is not None:
             request["start_time"] = since
-        return message_page(await self._call(self._clients.dataflow_messages, "list_job_messages", request))
+        pager = await self._call(self._clients.dataflow_messages, "list_job_messages", request)
+        return message_page(await anext(aiter(pager.pages)))  # the one asked for, no further call
 
     async def failure_cause(self, project: str, region: str, job_id: str) -> str | None:
         """The error message that best says why a job failed; None where there is none to be had."""
