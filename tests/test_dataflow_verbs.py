@@ -39,8 +39,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def launchable(world: World, **columns: Any) -> Any:
-    from service.job_view import NewJob
-    from service.jobs import new_job
+    from service.job_bodies import NewJob
+    from service.job_request import new_job
 
     job = new_job(NewJob(), world.settings, world.clock())
     for name, value in columns.items():
