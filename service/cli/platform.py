@@ -104,7 +104,11 @@ def local_settings(settings: Settings) -> Settings:
 def pointed_at(settings: Settings, environment: Mapping[str, str]) -> Settings:
     """The settings with the addresses of a started stack."""
     names = ("pubsub_emulator_host", "dataflow_emulator_host", "bigquery_emulator_host")
-    return settings.model_copy(update={name: environment[name.upper()] for name in names})
+    addresses = {name: environment[name.upper()] for name in names}
+    # A Pub/Sub that is not ours has no Monitoring beside it.
+    if monitoring := environment.get("SIGNIN_MONITORING_ENDPOINT"):
+        addresses["monitoring_endpoint"] = monitoring
+    return settings.model_copy(update=addresses)
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:

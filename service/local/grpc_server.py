@@ -142,9 +142,12 @@ async def start_server(
     return server, f"{host}:{bound}"
 
 
-def announce(address: str) -> None:
-    """Tells the parent, as one JSON line on standard output, that the server answers at `address`."""
-    sys.stdout.write(json.dumps({"ready": address}) + "\n")
+def announce(address: str, **besides: str) -> None:
+    """Tells the parent, as one JSON line on standard output, that the server answers at `address`.
+
+    `besides` are addresses of what else it serves.
+    """
+    sys.stdout.write(json.dumps({"ready": address, "besides": besides}) + "\n")
     sys.stdout.flush()
 
 

@@ -26,13 +26,8 @@ from service.local.broker import DEFAULT_BACKLOG_BYTES, Broker
 from service.local.faults import FaultSwitch
 from service.local.grpc_server import Context, Method, Serialized
 from service.local.journal import Journal
-from service.local.streaming_pull import (
-    MAX_RESPONSE_BYTES,
-    MAX_RESPONSE_MESSAGES,
-    SHUTDOWN,
-    Peers,
-    Stream,
-)
+from service.local.monitoring import MonitoringServer
+from service.local.streaming_pull import MAX_RESPONSE_BYTES, MAX_RESPONSE_MESSAGES, SHUTDOWN, Peers, Stream
 from service.local.wakeups import Bells
 
 Empty: Any = empty_pb2.Empty
@@ -275,8 +270,11 @@ class PubsubServer:
 
 async def serve(host: str, port: int, data_dir: Path, backlog_bytes: int) -> None:
     """Runs the server until SIGTERM or SIGINT."""
-    async with PubsubServer(data_dir, host=host, port=port, backlog_bytes=backlog_bytes) as server:
-        grpc_server.announce(server.address)
+    async with (
+        PubsubServer(data_dir, host=host, port=port, backlog_bytes=backlog_bytes) as server,
+        MonitoringServer(server.broker, host=host) as monitoring,
+    ):
+        grpc_server.announce(server.address, monitoring=monitoring.url)
         await grpc_server.until_signal()
 
 
