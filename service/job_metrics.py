@@ -90,8 +90,8 @@ def next_sample(before: Sample | None, at: datetime, count: int | None) -> Sampl
 
 def highest(metrics: Iterable[SeenMetric], name: str) -> float | None:
     """The highest value of a system metric over all steps."""
-    values = [metric.value for metric in metrics if _system_name(metric) == name and metric.value is not None]
-    return max(values, default=None)
+    found = (metric for metric in metrics if metric.origin != "user" and metric.name == name)
+    return max((metric.value for metric in found if metric.value is not None), default=None)
 
 
 def metrics_view(
@@ -130,7 +130,3 @@ def _drain(job: Job) -> DrainView | None:
     asked_at, seconds = job.drain_requested_at, job.drain_deadline_seconds
     deadline = asked_at + timedelta(seconds=seconds) if asked_at and seconds else None
     return DrainView(requested_at=asked_at, deadline_at=deadline, on_deadline=job.on_drain_deadline)
-
-
-def _system_name(metric: SeenMetric) -> str:
-    return "" if metric.origin == "user" else metric.original_name or metric.name
