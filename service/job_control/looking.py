@@ -123,6 +123,9 @@ class Looking:
                 heir = _heir(current, own, successor)
                 session.add(heir)
                 settling.tie(session, current, heir, successor.id, now, "adopted")
+                of_heir = observe(heir.state, current.job.requested_state, successor.state)
+                if not of_heir.ended:  # an end is for the next look, which asks for its cause
+                    settling.see(session, current, heir, of_heir, now, None)
                 settling.see(session, current, own, transition, now, None)
                 return
             if own.missing_since is None:
