@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import ConfigError
+from service.launch_environment import LaunchEnvironment
 
 LOCAL_PROJECT = "signin-local"
 
@@ -22,7 +23,7 @@ class Pipeline(BaseModel):
     template_path: str = Field(pattern=r"^gs://[^/\s]+/\S+$", max_length=1024)
     template_metadata: Path | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
-    environment: dict[str, Any] = Field(default_factory=dict)
+    environment: LaunchEnvironment = LaunchEnvironment.model_construct()
 
 
 class Settings(BaseSettings):
@@ -177,6 +178,14 @@ class Settings(BaseSettings):
         "https://storage.googleapis.com",
         description="Cloud Storage's REST endpoint, for template specs; http:// as above",
     )
+
+    @field_validator("allowed_environment")
+    @classmethod
+    def _require_fields(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        """A misspelt name would allow everything."""
+        if unknown := sorted(value.keys() - LaunchEnvironment.model_fields.keys()):
+            raise ValueError(f"the environment of a launch has no {', '.join(unknown)}")
+        return value
 
     @property
     def topic_path(self) -> str:

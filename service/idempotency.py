@@ -79,6 +79,14 @@ def keyed(key: str | None, scope: str, body: BaseModel | None) -> KeyedRequest |
     return KeyedRequest(scope, key, hashlib.sha256(text).hexdigest())
 
 
+async def stored(session: AsyncSession, request: KeyedRequest, now: datetime) -> Response | None:
+    """The answer that the same request was given before."""
+    row = await session.get(IdempotencyKey, (request.scope, request.key))
+    if row is None or row.status is None or row.created_at <= now - KEPT:
+        return None
+    return _replayed(row) if row.request_hash == request.fingerprint else None
+
+
 async def take(
     session: AsyncSession,
     request: KeyedRequest,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.job_environment import LaunchEnvironment
+from service.launch_environment import LaunchEnvironment
 from service.pipelines import BUILT_IN
 
 DEFAULT_BASE_NAME = "signin-user-tobigquery"

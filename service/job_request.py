@@ -10,8 +10,9 @@ from typing import Any
 from service.config import Pipeline, Settings
 from service.errors import InvalidParametersError, InvalidRequestError
 from service.job_bodies import NewJob
-from service.job_environment import LaunchEnvironment, Violation, environment_of, violations
+from service.job_environment import Violation, environment_of, violations
 from service.job_state import LAUNCHING
+from service.launch_environment import LaunchEnvironment
 from service.models import SHORT_ID_LENGTH, Job, new_id
 from service.pipelines import pipeline_of
 from service.template_specs import TemplateSpec
@@ -41,8 +42,13 @@ def new_job(asked: NewJob, settings: Settings, now: datetime) -> Job:
         state=LAUNCHING,
         launch_token=secrets.token_hex(16),
         parameters=parameters,
-        environment=checked_environment(asked.environment, pipeline.environment, settings),
-        labels={**asked.environment.labels, "signin-job": job_id, "signin-pipeline": asked.pipeline},
+        environment=checked_environment(asked.environment, pipeline.environment.given(), settings),
+        labels={
+            **pipeline.environment.labels,
+            **asked.environment.labels,
+            "signin-job": job_id,
+            "signin-pipeline": asked.pipeline,
+        },
         drain_deadline_seconds=asked.drain_deadline_seconds,
         on_drain_deadline=asked.on_drain_deadline,
         restart_policy=asked.restart_policy,

@@ -7,6 +7,7 @@ from service.errors import InvalidRequestError
 from service.job_bodies import JobUpdate
 from service.job_control import UpdateRequest
 from service.job_request import checked_environment
+from service.launch_environment import LaunchEnvironment
 from service.models import Job
 from service.pipelines import at_version, pipeline_of
 
@@ -34,4 +35,9 @@ def _pipeline(asked: JobUpdate, job: Job, settings: Settings) -> Pipeline:
         return pipeline_of(settings, job.pipeline)
     if asked.template_path is None:
         raise InvalidRequestError("body.template_path: an adopted job's template is not known; name it.")
-    return Pipeline.model_construct(template_path="", template_metadata=None, parameters={}, environment={})
+    return Pipeline.model_construct(
+        template_path="",
+        template_metadata=None,
+        parameters={},
+        environment=LaunchEnvironment.model_construct(),
+    )

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from service.config import Pipeline, Settings
 from service.errors import InvalidRequestError, UnknownPipelineError
+from service.launch_environment import LaunchEnvironment
 
 BUILT_IN = "user-signin"
 
@@ -22,7 +23,7 @@ def pipeline_of(settings: Settings, name: str) -> Pipeline:
                 "output_table": settings.table,
                 "dead_letter_table": settings.dead_letter_table,
             },
-            environment={},
+            environment=LaunchEnvironment.model_construct(),
         )
     known = sorted({BUILT_IN, *settings.pipelines})
     raise UnknownPipelineError(f"Pipelines: {', '.join(known)}.")

@@ -37,6 +37,15 @@ async def test_the_same_request_again_is_answered_from_memory(world: World) -> N
     assert world.calls()["LaunchFlexTemplate"] == 1
 
 
+async def test_what_was_answered_is_answered_again_under_stricter_settings(world: World) -> None:
+    body = {"environment": {"max_workers": 5}}
+    first = await world.http.post("/jobs", json=body, headers=KEY)
+    world.desk.settings = world.settings.model_copy(update={"max_workers": 1})
+    again = await world.http.post("/jobs", json=body, headers=KEY)
+    assert (again.status_code, again.content) == (202, first.content)
+    assert (await world.http.post("/jobs", json=body)).status_code == 422
+
+
 async def test_the_order_of_members_and_the_quotes_of_a_key_make_no_other_request(world: World) -> None:
     body = b'{"name": "once", "parameters": {"gate": "", "break_with": ""}}'
     same = b'{"parameters": {"break_with": "", "gate": ""}, "name": "once"}'

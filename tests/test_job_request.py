@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from pydantic import ValidationError
 
 from service.config import Settings
 from tests.job_world import STRICT_TEMPLATE, TEMPLATE, World, make_world
@@ -161,14 +162,14 @@ async def test_a_pipeline_of_the_settings_is_launched_with_its_own_values(tmp_pa
     audit = {
         "template_path": TEMPLATE,
         "parameters": {"input_subscription": "projects/p-1234/subscriptions/audit"},
-        "environment": {"machine_type": "e2-medium"},
+        "environment": {"machine_type": "e2-medium", "additional_user_labels": {"team": "audit"}},
     }
     async with make_world(tmp_path, database_url, pipelines={"audit": audit}) as world:
         job = await world.launch(pipeline="audit", name="audit")
         assert job["pipeline"] == "audit"
         assert job["parameters"] == audit["parameters"]
         assert job["environment"] == {"max_workers": 5, "machine_type": "e2-medium"}
-        assert job["labels"]["signin-pipeline"] == "audit"
+        assert job["labels"].items() >= {"signin-pipeline": "audit", "team": "audit"}.items()
         unknown = await world.http.post("/jobs", json={"pipeline": "other"})
         assert "audit, user-signin" in unknown.json()["detail"]
 
@@ -179,6 +180,20 @@ def test_pipelines_come_from_the_environment_as_json(monkeypatch):
     settings = Settings(_env_file=None)
     assert settings.pipelines["audit"].template_path == "gs://b/audit.json"
     assert settings.allowed_environment == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SIGNIN_ALLOWED_ENVIRONMENT", '{"sdk_image": []}'),
+        ("SIGNIN_PIPELINES", '{"audit": {"template_path": "/tmp/audit.json"}}'),
+        ("SIGNIN_PIPELINES", '{"audit": {"template_path": "gs://b/a", "environment": {"zone": "a"}}}'),
+    ],
+)
+def test_settings_of_launches_that_make_no_sense_are_refused_at_the_start(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValidationError):
+        Settings(_env_file=None)
 
 
 class Bucket(ThreadingHTTPServer):

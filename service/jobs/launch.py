@@ -92,10 +92,14 @@ async def launch_job(
     LAUNCHING says that Dataflow's answer is not known yet; the service finds out by itself. REJECTED
     says that Dataflow refused.
     """
-    spec = await desk.templates.find(pipeline_of(desk.settings, asked.pipeline))
     if validate_only:
-        return await validated(asked, desk, template_checked=spec is not None)
+        return await validated(asked, desk)
     keyed = idempotency.keyed(key, "POST /jobs", asked)
+    if keyed:
+        # Before anything is checked: what was right then may be refused by the settings of today.
+        async with desk.database.session() as session:
+            if answer := await idempotency.stored(session, keyed, desk.clock()):
+                return answer
     committed = await commit_job(asked, desk, keyed)
     if isinstance(committed, Response):
         return committed
@@ -118,16 +122,17 @@ async def launched(job: Job, desk: Desk, request: Request) -> Response:
     return await answered(desk, job.id, 202)
 
 
-async def validated(asked: NewJob, desk: Desk, *, template_checked: bool) -> Response:
+async def validated(asked: NewJob, desk: Desk) -> Response:
     """What would be launched. Raises as the launch would, as far as that can be known without it."""
     job = await checked_job(asked, desk)
+    spec = await desk.templates.find(pipeline_of(desk.settings, asked.pipeline))
     if job.subscription and not asked.shared_subscription:
         async with desk.database.session() as session:
             refuse_if_in_use(await job_store.active_on(session, job.subscription))
     members = job.model_dump(include=set(Validated.model_fields))
     members["labels"].pop("signin-job")  # nobody has this id
     return Response(
-        Validated(template_checked=template_checked, **members).model_dump_json(),
+        Validated(template_checked=spec is not None, **members).model_dump_json(),
         media_type="application/json",
     )
 
