@@ -41,7 +41,7 @@ class MetricsView(BaseModel):
     """Committed values; null where a value is not known."""
 
     dataflow_job_id: str | None
-    observed_at: datetime | None = Field(description="When Dataflow was asked")
+    observed_at: datetime | None = Field(description="The moment that Dataflow says these are of")
     stale: bool = Field(description="Whether Dataflow could not be asked since")
     throughput_per_second: float | None = Field(
         description="Messages handled each second between the last two looks"
