@@ -20,6 +20,7 @@ from service.dataflow import Dataflow
 from service.db import Database
 from service.edge import Edge
 from service.errors import ConfigError
+from service.google_rest import GoogleRest
 from service.metrics import Metrics
 from service.outbox import Outbox
 from service.publisher import Publisher
@@ -107,6 +108,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.reconciler = reconciler
         app.state.outbox_watch = scrape.OutboxWatch(outbox)
         stack.push_async_callback(app.state.outbox_watch.close)
+        app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
+        stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
         for name, work in (
             ("warm-up", _warm_up(clients)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Literal
 
@@ -22,9 +24,12 @@ STATES = DATAFLOW_STATES | {LAUNCHING, REJECTED, LOST, UNRECOGNIZED}
 Requested = Literal["RUNNING", "DRAINED", "CANCELLED"]
 REQUESTED_ORDER: tuple[str, ...] = ("RUNNING", "DRAINED", "CANCELLED")
 
-Action = Literal["drain", "cancel"]
-GOALS: dict[Action, Requested] = {"drain": "DRAINED", "cancel": "CANCELLED"}
-_ON_THE_WAY: dict[Action, str] = {"drain": "DRAINING", "cancel": "CANCELLING"}
+Action = Literal["drain", "cancel", "force_cancel", "update", "scale"]
+StopAction = Literal["drain", "cancel"]
+GOALS: dict[StopAction, Requested] = {"drain": "DRAINED", "cancel": "CANCELLED"}
+_ON_THE_WAY: dict[StopAction, str] = {"drain": "DRAINING", "cancel": "CANCELLING"}
+# Dataflow promises nothing for a force-cancel that comes earlier after the cancel.
+FORCE_CANCEL_AFTER = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,28 @@ class Permission:
 
     verdict: Verdict
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """All of a job that decides what may be asked of it.
+
+    `is_updating` says that a replacement is under way, `cancel_age` how long ago the cancel was asked
+    for, and `is_forced` that it was asked for with force.
+    """
+
+    state: str
+    requested: str
+    is_updating: bool = False
+    cancel_age: timedelta | None = None
+    is_forced: bool = False
+
+
+_ALLOWED = Permission(Verdict.ALLOWED)
+_NO_DRAIN = {
+    UNRECOGNIZED: "Dataflow reports a state that this service does not know.",
+    "RESOURCE_CLEANING_UP": "The job is ending.",
+}
 
 
 def raised(current: str, wanted: str) -> str:
@@ -100,27 +127,84 @@ def state_to_send(state: str, requested: str) -> Requested | None:
     return None
 
 
-def permission(action: Action, state: str, requested: str) -> Permission:
-    """Whether `action` may be asked for in this state, or is already so."""
-    goal = GOALS[action]
+def allowed_actions(standing: Standing) -> dict[Action, Permission]:
+    """Every action with its permission: the one table that the routes answer from."""
+    return {action: rule(standing) for action, rule in _RULES.items()}
+
+
+def _ended(standing: Standing) -> Permission:
+    return Permission(Verdict.REFUSED, f"The job has ended as {standing.state}.")
+
+
+def _stop(action: StopAction, standing: Standing) -> Permission:
+    state, goal = standing.state, GOALS[action]
     if state == goal:
         return Permission(Verdict.ALREADY, f"The job is {state} already.")
     if is_terminal(state):
-        return Permission(Verdict.REFUSED, f"The job has ended as {state}.")
-    if requested == goal or state == _ON_THE_WAY[action]:
+        return _ended(standing)
+    if action == "drain" and (standing.requested == "CANCELLED" or state == "CANCELLING"):
+        refusal = "The job has been asked to cancel, which goes further than a drain."
+        return Permission(Verdict.REFUSED, refusal)
+    if standing.requested == goal or state == _ON_THE_WAY[action]:
         return Permission(Verdict.ALREADY, f"The job has been asked to {action} already.")
-    refusal = _drain_refusal(state, requested) if action == "drain" else ""
-    return Permission(Verdict.REFUSED if refusal else Verdict.ALLOWED, refusal)
+    if action == "drain" and state in _NO_DRAIN:
+        return Permission(Verdict.REFUSED, _NO_DRAIN[state])
+    return _ALLOWED
 
 
-def _drain_refusal(state: str, requested: str) -> str:
-    if requested == "CANCELLED" or state == "CANCELLING":
-        return "The job has been asked to cancel, which goes further than a drain."
-    if state == UNRECOGNIZED:
-        return "Dataflow reports a state that this service does not know."
-    return ""
+def _drain(standing: Standing) -> Permission:
+    return _stop("drain", standing)
 
 
-def allowed_actions(state: str, requested: str) -> dict[Action, Permission]:
-    """Every action with its permission: the one table that the routes answer from."""
-    return {action: permission(action, state, requested) for action in GOALS}
+def _cancel(standing: Standing) -> Permission:
+    return _stop("cancel", standing)
+
+
+def _force_cancel(standing: Standing) -> Permission:
+    if is_terminal(standing.state):
+        if standing.state == "CANCELLED":
+            return Permission(Verdict.ALREADY, "The job is CANCELLED already.")
+        return _ended(standing)
+    if standing.is_forced:
+        return Permission(Verdict.ALREADY, "The job has been asked to cancel by force already.")
+    if standing.cancel_age is None:
+        return Permission(Verdict.REFUSED, "Cancel the job first; force is for a cancel that hangs.")
+    if standing.cancel_age < FORCE_CANCEL_AFTER:
+        minutes = FORCE_CANCEL_AFTER // timedelta(minutes=1)
+        return Permission(
+            Verdict.REFUSED, f"A cancel may be forced {minutes} minutes after it was asked for, not sooner."
+        )
+    return _ALLOWED
+
+
+def _update(standing: Standing) -> Permission:
+    if is_terminal(standing.state):
+        return _ended(standing)
+    if standing.requested != "RUNNING":
+        return Permission(Verdict.REFUSED, f"The job has been asked to become {standing.requested}.")
+    if standing.is_updating:
+        return Permission(Verdict.REFUSED, "An update of the job is under way.")
+    if standing.state != "RUNNING":
+        return Permission(Verdict.REFUSED, f"Only a RUNNING job can be updated, not {standing.state}.")
+    return _ALLOWED
+
+
+def _scale(standing: Standing) -> Permission:
+    if is_terminal(standing.state):
+        return _ended(standing)
+    if standing.requested != "RUNNING":
+        return Permission(Verdict.REFUSED, f"The job has been asked to become {standing.requested}.")
+    if standing.state not in WAITING_STATES | {"RUNNING"}:
+        return Permission(
+            Verdict.REFUSED, f"Only a job that runs or will run can be scaled, not {standing.state}."
+        )
+    return _ALLOWED
+
+
+_RULES: dict[Action, Callable[[Standing], Permission]] = {
+    "drain": _drain,
+    "cancel": _cancel,
+    "force_cancel": _force_cancel,
+    "update": _update,
+    "scale": _scale,
+}

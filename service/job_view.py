@@ -1,43 +1,18 @@
-"""A job as the HTTP interface shows it, and the body that asks for one."""
+"""A job as the HTTP interface shows it."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.config import Settings
 from service.job_state import Verdict, allowed_actions
-from service.job_store import Entry
+from service.job_store import Entry, standing
 from service.models import Attempt, JobEvent
 
-DEFAULT_BASE_NAME = "signin-user-tobigquery"
 _LEAST_STALE_SECONDS = 15.0
-
-ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
-ParameterValue = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-
-class NewJob(BaseModel):
-    """What may be asked for when a job is launched; everything has a default."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    pipeline: str = Field("user-signin", max_length=64, description="Which pipeline")
-    name: str = Field(
-        DEFAULT_BASE_NAME,
-        pattern=r"^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$",
-        description="Base of the job's name; the name itself gets a suffix and is never used again",
-    )
-    parameters: dict[ParameterName, ParameterValue] = Field(
-        default_factory=dict,
-        max_length=64,
-        description="Template parameters, over the defaults from the settings",
-    )
-    shared_subscription: bool = Field(
-        False, description="Launch although another active job reads the same subscription"
-    )
 
 
 class ActionView(BaseModel):
@@ -46,9 +21,17 @@ class ActionView(BaseModel):
 
 
 class AttemptView(BaseModel):
+    """One Dataflow job behind a job; what is null of its launch is as the job has it."""
+
     number: int
+    kind: str = Field(description="Why it was made: launch, update, restart or adopt")
+    replaces: int | None = Field(description="The number of the attempt that it follows")
     dataflow_job_id: str | None
     state: str
+    template_path: str | None
+    parameters: dict[str, str] | None
+    environment: dict[str, Any] | None
+    transform_name_mappings: dict[str, str] | None
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -81,6 +64,22 @@ class JobSummary(BaseModel):
 class JobView(JobSummary):
     """A whole job."""
 
+    template_path: str
+    attempt: int = Field(description="The number of the attempt that stands for the job now")
+    pending_attempt: int | None = Field(description="The number of the one that is to replace it")
+    adopted: bool = Field(description="Whether somebody else launched it")
+    drain_requested_at: datetime | None
+    drain_deadline_seconds: int | None
+    on_drain_deadline: str
+    cancel_requested_at: datetime | None
+    force_cancel_requested_at: datetime | None
+    restart_policy: str
+    restart_limit: int
+    restarts: int = Field(description="How often it was launched again after it had failed")
+    restart_at: datetime | None = Field(description="When it will be launched again")
+    min_workers: int | None = Field(description="What was asked for while it ran; so is `max_workers`")
+    max_workers: int | None
+    scaling_pending: bool = Field(description="Whether Dataflow has not taken these bounds yet")
     parameters: dict[str, str]
     environment: dict[str, Any]
     labels: dict[str, str]
@@ -122,11 +121,8 @@ def show(
     """The whole job at the moment `now`."""
     job = entry.job
     return JobView(
-        **_members(entry, settings, now),
-        parameters=job.parameters,
-        environment=job.environment,
-        labels=job.labels,
-        attempts=[AttemptView(**attempt.model_dump(exclude={"job_id"})) for attempt in attempts],
+        **{**job.model_dump(include=set(JobView.model_fields)), **_members(entry, settings, now)},
+        attempts=[AttemptView(**attempt.model_dump()) for attempt in attempts],
         counters=counters,
     )
 
@@ -139,7 +135,7 @@ def _members(entry: Entry, settings: Settings, now: datetime) -> dict[str, Any]:
     job, dataflow_job_id = entry.job, entry.attempt.dataflow_job_id
     actions = {
         name: ActionView(allowed=given.verdict is Verdict.ALLOWED, reason=given.reason or None)
-        for name, given in allowed_actions(job.state, job.requested_state).items()
+        for name, given in allowed_actions(standing(job, now)).items()
     }
     return {
         **job.model_dump(include=set(JobSummary.model_fields)),

@@ -42,11 +42,18 @@ class Server(uvicorn.Server):
             )
         )
         self._on_started = on_started
+        self._app = app
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A followed history has no end of its own, and the server would wait for it.
+        if desk := getattr(self._app.state, "desk", None):
+            desk.streams.close()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         # uvicorn would remember the signal and raise it again after the clean end.

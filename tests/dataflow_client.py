@@ -100,7 +100,15 @@ class DataflowClient:
         await self._channel.close()
 
     async def launch(
-        self, name, *, path=SAMPLE, labels=None, update=False, validate_only=False, **parameters
+        self,
+        name,
+        *,
+        path=SAMPLE,
+        labels=None,
+        update=False,
+        mappings=None,
+        validate_only=False,
+        **parameters,
     ):
         request = df.LaunchFlexTemplateRequest(
             launch_parameter=df.LaunchFlexTemplateParameter(
@@ -108,6 +116,7 @@ class DataflowClient:
                 container_spec_gcs_path=path,
                 parameters=parameters,
                 update=update,
+                transform_name_mappings=mappings or {},
                 environment=df.FlexTemplateRuntimeEnvironment(additional_user_labels=labels or {}),
             ),
             validate_only=validate_only,

@@ -19,8 +19,10 @@ from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow
 from service.db import Database
+from service.google_rest import GoogleRest
+from service.job_bodies import NewJob
+from service.job_request import new_job
 from service.job_store import Entry
-from service.job_view import NewJob
 from service.local.dataflow import DataflowServer
 from service.local.faults import Fault
 from service.local.templates import Template
@@ -58,8 +60,10 @@ class World:
         self.app = FastAPI()
         problems.install(self.app)
         self.app.include_router(jobs.router)
-        for name in ("settings", "database", "dataflow", "reconciler"):
-            setattr(self.app.state, name, getattr(self, name))
+        self.desk = jobs.Desk(
+            settings, database, self.dataflow, self.reconciler, GoogleRest(self.clients), self.clock
+        )
+        self.app.state.desk = self.desk
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     def another_reconciler(self) -> Reconciler:
@@ -82,7 +86,7 @@ class World:
     ) -> Job:
         """Writes a job down as a process does that dies right after."""
         asked = NewJob(shared_subscription=True)
-        job = jobs.new_job(asked, self.settings, self.clock())
+        job = new_job(asked, self.settings, self.clock())
         for name, value in columns.items():
             setattr(job, name, value)
         job.state = state
@@ -161,6 +165,7 @@ async def make_world(directory: Path, database_url: str, **overrides: Any) -> As
             yield world
         finally:
             await world.http.aclose()
+            await world.desk.close()
             await world.clients.close()
             await database.close()
 

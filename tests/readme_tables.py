@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ def settings_table() -> Iterator[str]:
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in ("", None) else f"`{field.default}`"
+        value = json.dumps(field.default) if isinstance(field.default, dict | list) else field.default
+        default = "" if value in ("", None) else f"`{value}`"
         assert field.description, f"the setting {name} has no description"
         yield f"| `{variable_name(name)}` | {default} | {field.description} |"
 

@@ -3,7 +3,8 @@
 Flags: --fail=CODE exits so once it runs; --finish ends by itself; --deaf ignores SIGINT and SIGTERM;
 --fail_drain exits 1 while draining; --linger stays after DRAINED; --slow never says RUNNING;
 --grandchild leaves a process that holds the output; --noise=N logs N long lines; --started_file gets
-the process id at each start.
+the process id at each start; --graph=A,B names its steps; --gate=FILE keeps it from running until the
+file exists.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def log(text):
 
 def parse():
     parser = argparse.ArgumentParser()
-    for flag in ("project", "region", "job_name", "greeting", "started_file"):
+    for flag in ("project", "region", "job_name", "greeting", "started_file", "graph", "gate"):
         parser.add_argument(f"--{flag}", default="")
     for flag in ("finish", "deaf", "fail_drain", "linger", "slow", "grandchild"):
         parser.add_argument(f"--{flag}", default="")
@@ -61,9 +62,13 @@ def main():
     options = parse()
     drain = threading.Event()
     prepare(options, drain)
+    if options.graph:
+        say(event="graph", transforms=options.graph.split(","))
     if options.slow:
         drain.wait(300)
         return
+    while options.gate and not Path(options.gate).exists() and not drain.wait(0.01):
+        pass
     log(f"INFO greeting={options.greeting} project={options.project} job_name={options.job_name}")
     log(f"INFO job={os.environ['SIGNIN_JOB_ID']} cwd={Path.cwd()}")
     say(event="metrics", counters=[{"namespace": "signin", "name": "parsed", "step": "Decode", "value": 3}])

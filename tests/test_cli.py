@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -75,6 +76,37 @@ def test_a_fault_from_the_command_line_sends_sign_ins_to_the_outbox_until_it_is_
     assert (spooled["status"], spooled["message_id"]) == ("spooled", None)
     assert signin("local", "faults", "pubsub", "--clear", cwd=up.directory).returncode == 0
     until(lambda: json.loads(signin("emit", cwd=up.directory).stdout)["status"] == "published")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pubsub", "--method", "Publsh", "--code", "UNAVAILABLE"], "Publsh is not a method here"),
+        (["pubsub", "--hide", "job"], "faults of the local Dataflow only"),
+        (["dataflow", "--state", "SLEEPING"], "SLEEPING is neither a state"),
+        (["bigquery", "--code", "UNAVAILABLE"], "UNAVAILABLE is not an HTTP error status"),
+        (["bigquery", "--method", "Publish", "--code", "503"], "Publish is not a method here"),
+    ],
+)
+def test_a_fault_that_a_server_does_not_have_is_refused_in_its_words(up, arguments, said):
+    refused = signin("local", "faults", *arguments, cwd=up.directory)
+    assert refused.returncode == 1
+    assert said in refused.stderr
+
+
+def test_faults_of_dataflow_and_bigquery_hit_what_they_name_until_they_are_cleared(up):
+    def fault(*arguments):
+        done = signin("local", "faults", *arguments, cwd=up.directory)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    told = fault("bigquery", "--method", "datasets", "--code", "503", "--times", "1")
+    assert "calls of datasets: code=503, times=1" in told
+    datasets = f"{up.environment['BIGQUERY_EMULATOR_HOST']}/bigquery/v2/projects/signin-local/datasets"
+    assert [httpx.get(datasets, timeout=10).status_code for _ in range(2)] == [503, 200]
+    fault("dataflow", "--method", "ListJobs", "--hide", "location", "--skip", "1")
+    fault("dataflow", "--clear")
+    assert "no faults" in fault("bigquery", "--clear")
 
 
 def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from google.cloud import dataflow_v1beta3 as df
 
-from service import dataflow as verbs
 from service.clients import Clients
 from service.config import Settings
 from service.dataflow import (
@@ -20,9 +19,10 @@ from service.dataflow import (
     OutcomeUnknownError,
     RefusedError,
     UnavailableError,
-    committed_counters,
-    seen_job,
+    user_counters,
+    verbs,
 )
+from service.dataflow.sightings import committed_metrics, seen_job
 from service.local.faults import Fault
 from tests.job_world import STRICT_TEMPLATE, World, make_world
 
@@ -39,8 +39,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def launchable(world: World, **columns: Any) -> Any:
-    from service.job_view import NewJob
-    from service.jobs import new_job
+    from service.job_bodies import NewJob
+    from service.job_request import new_job
 
     job = new_job(NewJob(), world.settings, world.clock())
     for name, value in columns.items():
@@ -141,7 +141,7 @@ def test_counters_leave_out_tentative_twins_and_what_beam_counts_itself() -> Non
             {"name": {"origin": "user", "name": "spread"}, "distribution": {"sum": 5.0}},
         ]
     )
-    assert committed_counters(metrics) == {"rows": 7}
+    assert user_counters(committed_metrics(metrics).metrics) == {"rows": 7}
 
 
 def test_a_state_that_the_library_does_not_know_is_told_by_its_number() -> None:

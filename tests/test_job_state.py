@@ -15,17 +15,25 @@ from service.job_state import (
     STATES,
     TERMINAL_STATES,
     UNRECOGNIZED,
+    Action,
+    Permission,
+    Standing,
     Verdict,
     allowed_actions,
     is_in_transition,
     observe,
-    permission,
     raised,
 )
 
 states = st.sampled_from(sorted(STATES))
 requested_states = st.sampled_from(REQUESTED_ORDER)
 words = st.one_of(st.sampled_from(sorted(STATES)), st.just("UNKNOWN"), st.text(max_size=20))
+
+
+def permission(action: Action, state: str, requested: str) -> Permission:
+    return allowed_actions(Standing(state, requested))[action]
+
+
 EVERYWHERE = list(itertools.product(sorted(STATES), REQUESTED_ORDER))
 
 
@@ -87,7 +95,7 @@ def test_a_cancel_that_is_under_way_or_too_late_is_not_sent(seen: str) -> None:
 
 def test_every_action_has_a_verdict_everywhere_and_a_reason_where_it_is_not_allowed() -> None:
     for state, requested in EVERYWHERE:
-        for given_permission in allowed_actions(state, requested).values():
+        for given_permission in allowed_actions(Standing(state, requested)).values():
             assert bool(given_permission.reason) == (given_permission.verdict is not Verdict.ALLOWED)
 
 

@@ -48,6 +48,7 @@ def test_upgrade_to_head_makes_what_the_models_say(empty_database_url: str) -> N
         assert compare_metadata(context, SQLModel.metadata) == []
     assert partial_indexes(empty_database_url) == {
         "ix_jobs_active": "ended_at IS NULL",
+        "ix_jobs_ended": "ended_at IS NOT NULL",
         "uq_jobs_active_subscription": "ended_at IS NULL",
     }
 

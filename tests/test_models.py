@@ -13,6 +13,7 @@ from sqlmodel import col, select
 
 from service import job_store
 from service.db import Database
+from service.job_control import settling
 from service.job_state import observe
 from service.models import Attempt, Job, new_id
 
@@ -140,7 +141,7 @@ async def test_who_has_read_an_older_version_gets_no_lock(database: Database) ->
     async with database.transaction() as session:
         entry = await job_store.lock(session, made.id, 1)
         assert entry
-        job_store.apply(session, entry, observe("LAUNCHING", "RUNNING", "RUNNING"), NOON, None)
+        settling.see(session, entry, entry.attempt, observe("LAUNCHING", "RUNNING", "RUNNING"), NOON, None)
     async with database.transaction() as session:
         assert await job_store.lock(session, made.id, 1) is None
         assert await job_store.lock(session, made.id, 2)

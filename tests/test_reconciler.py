@@ -93,7 +93,7 @@ async def test_a_list_that_fails_is_not_a_clean_look(world: World) -> None:
     world.clock.advance(hours=1)
     for _ in range(5):
         assert not await world.reconciler.tick()
-    assert (await world.entry(job["id"])).job.missing_looks == 0
+    assert (await world.entry(job["id"])).attempt.missing_looks == 0
     assert launches(world) == 1
 
 
@@ -185,10 +185,10 @@ async def test_a_job_that_is_seen_again_begins_its_ten_minutes_anew(world: World
     [own] = world.server._fleet.jobs
     kept = world.server._fleet.jobs.pop(own)
     await world.reconciler.tick()
-    assert (await world.entry(job["id"])).job.missing_looks == 1
+    assert (await world.entry(job["id"])).attempt.missing_looks == 1
     world.server._fleet.jobs[own] = kept
     await world.reconciler.tick()
-    row = (await world.entry(job["id"])).job
+    row = (await world.entry(job["id"])).attempt
     assert (row.missing_looks, row.missing_since) == (0, None)
     world.clock.advance(minutes=11)
     await world.reconciler.tick()
@@ -205,6 +205,7 @@ async def test_an_outage_changes_nothing_and_the_next_answer_ends_it(code: str, 
         assert not await world.reconciler.tick()
     assert (await world.entry(job["id"])).job == before
     world.fail()
+    world.clock.advance(minutes=2)  # until then Dataflow is left alone
     assert await world.reconciler.tick()
     after = (await world.entry(job["id"])).job
     assert after.state == "RUNNING"

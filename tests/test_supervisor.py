@@ -20,6 +20,7 @@ class Listener:
     def __init__(self):
         self.states = []
         self.counters = {}
+        self.transforms = []
         self.lines = []
         self.running = asyncio.Event()
         self.first_line = asyncio.Event()
@@ -28,6 +29,9 @@ class Listener:
         self.states.append(state)
         if state == "RUNNING":
             self.running.set()
+
+    def said_graph(self, transforms):
+        self.transforms = list(transforms)
 
     def said_counters(self, counters):
         self.counters.update({counter.name: counter.value for counter in counters})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from pipeline.local_engine.runs import CounterKey
@@ -25,6 +25,10 @@ class Report:
     def state(self, state: str) -> None:
         """RUNNING, DRAINING or DRAINED."""
         self._write({"event": "state", "state": state})
+
+    def graph(self, transforms: Sequence[str]) -> None:
+        """The full names of the graph's steps: what a replacement of this job must fit."""
+        self._write({"event": "graph", "transforms": list(transforms)})
 
     def error(self, message: str) -> None:
         """Something that keeps messages waiting, or ends the job."""

@@ -39,7 +39,7 @@ class CounterKey(NamedTuple):
 
 
 class GraphRuns:
-    """Runs the graph that `build` applies, as often as there are batches.
+    """Runs the graph that `build` applies, as often as there are batches. `transforms` names its steps.
 
     The graph is translated once, for 10 ms a run instead of 54. That uses names which Beam does not
     promise; where they are gone, each run makes a pipeline of its own.
@@ -54,7 +54,9 @@ class GraphRuns:
         environment = getattr(self._runner, "_default_environment", None)
         self._proto = pipeline.to_runner_api(default_environment=environment) if environment else None
         self.translates_once = self._proto is not None and hasattr(self._runner, "run_via_runner_api")
-        require_batchable(self._proto or pipeline.to_runner_api())
+        proto = self._proto or pipeline.to_runner_api()
+        require_batchable(proto)
+        self.transforms = _steps(proto)
         if not self.translates_once:
             _log.warning(
                 "This version of Beam makes the local engine slow: a pipeline is built for each batch"
@@ -82,6 +84,12 @@ class GraphRuns:
         result = pipeline.run()
         result.wait_until_finish()
         return result
+
+
+def _steps(proto: Any) -> list[str]:
+    """The full names of the transforms that hold no others, in the graph's order of names."""
+    transforms = proto.components.transforms.values()
+    return sorted(transform.unique_name for transform in transforms if not transform.subtransforms)
 
 
 def require_batchable(proto: Any) -> None:

@@ -36,6 +36,7 @@ class Session:
     def run(self) -> int:
         """Runs until a signal or a failure: 0 drained, 1 failed. A cancel leaves the process, with 130."""
         runs = GraphRuns(self._build, self._options)
+        self._report.graph(runs.transforms)
         self._signals.something_is_held()
         with open_channel() as channel:
             try:

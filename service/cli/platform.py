@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from service.cli.terminal import fail, load_settings, out, variable_name
 from service.config import Settings
 from service.local.process import ServerProcess
 from service.local.stack import Stack
+from service.local.templates import Templates
 
 PUBSUB_PORT = 8085  # where Google's own emulator listens
 DATAFLOW_PORT = 8086
@@ -86,8 +88,10 @@ class Platform:
 
 def local_settings(settings: Settings) -> Settings:
     """The settings for a world of our own: servers on this machine and their own template."""
+    template_path = Settings.model_fields["template_path"].default
     local = {
-        "template_path": Settings.model_fields["template_path"].default,
+        "template_path": template_path,
+        "template_metadata": Templates().find(template_path).metadata,
         "data_dir": settings.data_dir.absolute(),
         "dataflow_emulator_host": "",
         "bigquery_emulator_host": "",
@@ -100,13 +104,21 @@ def local_settings(settings: Settings) -> Settings:
 def pointed_at(settings: Settings, environment: Mapping[str, str]) -> Settings:
     """The settings with the addresses of a started stack."""
     names = ("pubsub_emulator_host", "dataflow_emulator_host", "bigquery_emulator_host")
-    return settings.model_copy(update={name: environment[name.upper()] for name in names})
+    addresses = {name: environment[name.upper()] for name in names}
+    # A Pub/Sub that is not ours has no Monitoring beside it.
+    if monitoring := environment.get("SIGNIN_MONITORING_ENDPOINT"):
+        addresses["monitoring_endpoint"] = monitoring
+    return settings.model_copy(update=addresses)
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
     """Every setting as the variable that a child process reads, whatever its own environment says."""
     values: dict[str, Any] = settings.model_dump(mode="json")
-    return {variable_name(name): str(value) for name, value in values.items() if value is not None}
+    return {
+        variable_name(name): json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def standalone_settings(overrides: Mapping[str, Any]) -> Settings:

@@ -237,6 +237,12 @@ class Backlog:
         """Whether a pull would get something now."""
         return bool(self._ready)
 
+    def count(self) -> int:
+        """How many messages are not acknowledged, leased ones included."""
+        groups = self._ordered  # only then key groups stand in the queue
+        alone = sum(1 for item in self._ready if isinstance(item, Delivery)) if groups else len(self._ready)
+        return alone + sum(len(group.waiting) for group in self._groups.values()) + len(self._leases)
+
     def waiting(self) -> Iterator[Message]:
         """The messages that are not leased."""
         for item in self._ready:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from service.local.faults import FaultSwitch
+from service.local.faults import Fault, FaultSwitch
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Answer = TypeVar("Answer")
@@ -78,10 +78,16 @@ async def guarded(
     A Python error is told as INTERNAL and logged: gRPC's own UNKNOWN is retried for ever by clients.
     """
     fault = faults.draw(name)
-    if fault and not fault.after:
-        await faults.strike(fault, context)
+
+    async def effect() -> Answer:
+        if fault and not fault.after:
+            await strike(fault, name, faults)
+        return await call()
+
     try:
-        answer = await call()
+        answer = await (asyncio.shield(asyncio.ensure_future(effect())) if fault and fault.late else effect())
+        if fault and fault.after:
+            await strike(fault, name, faults)
     except StatusError as error:
         await abort(context, error)
     except grpc.aio.AbortError:
@@ -91,9 +97,14 @@ async def guarded(
         await context.abort(
             grpc.StatusCode.INTERNAL, f"{name} failed; the cause is in the local server's log."
         )
-    if fault and fault.after:
-        await faults.strike(fault, context)
     return answer
+
+
+async def strike(fault: Fault, name: str, faults: FaultSwitch) -> None:
+    """Waits and raises StatusError as the fault says; returns only where the call may go on."""
+    await faults.wait(fault, name)
+    if fault.code:
+        raise StatusError(grpc.StatusCode[fault.code], fault.message or "injected by the fault switch")
 
 
 def unary_handlers(
@@ -111,6 +122,7 @@ def unary_handlers(
             response_serializer=method.response.SerializeToString,
         )
 
+    faults.know(methods)
     return grpc.method_handlers_generic_handler(
         service, {name: handler(name, method) for name, method in methods.items()}
     )
@@ -130,9 +142,12 @@ async def start_server(
     return server, f"{host}:{bound}"
 
 
-def announce(address: str) -> None:
-    """Tells the parent, as one JSON line on standard output, that the server answers at `address`."""
-    sys.stdout.write(json.dumps({"ready": address}) + "\n")
+def announce(address: str, **besides: str) -> None:
+    """Tells the parent, as one JSON line on standard output, that the server answers at `address`.
+
+    `besides` are addresses of what else it serves.
+    """
+    sys.stdout.write(json.dumps({"ready": address, "besides": besides}) + "\n")
     sys.stdout.flush()
 
 

@@ -18,19 +18,32 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 FAULTS_PATH = "/signin/faults"
 _MAX_FAULTS_BYTES = 64 * 1024
+_METHODS = (
+    "cancel",
+    "data",
+    "datasets",
+    "insertAll",
+    "jobs",
+    "projects",
+    "queries",
+    "routines",
+    "tables",
+)
 
 
 class HttpFaultSwitch(FaultSwitch):
     """The fault switch where the `code` of a fault is an HTTP status as text, such as `503`."""
 
-    def set(self, faults: Iterable[Fault]) -> None:
-        """Replaces all faults. Raises ValueError for a code that is no HTTP error status."""
-        wanted = list(faults)
-        for fault in wanted:
-            if fault.code and not (fault.code.isdecimal() and 400 <= int(fault.code) <= 599):
-                raise ValueError(f"{fault.code} is not an HTTP error status")
-        self._faults = wanted
-        self._hits.clear()
+    def check(self, fault: Fault) -> None:
+        """Raises ValueError for what is a fault of the gRPC servers only."""
+        if fault.hold or fault.late:
+            raise ValueError("hold and late are faults of the gRPC servers only")
+        super().check(fault)
+
+    def check_code(self, code: str) -> None:
+        """Raises ValueError for a code that is no HTTP error status."""
+        if code and not (code.isdecimal() and 400 <= int(code) <= 599):
+            raise ValueError(f"{code} is not an HTTP error status")
 
 
 class FaultMiddleware:
@@ -42,7 +55,7 @@ class FaultMiddleware:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self.switch = HttpFaultSwitch()
+        self.switch = HttpFaultSwitch(_METHODS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,6 +87,21 @@ class FaultMiddleware:
             await _answer(send, 400, {"error": {"code": 400, "message": str(error), "errors": []}})
         else:
             await _answer(send, 200, {})
+
+
+def set_http_faults(url: str, faults: Iterable[Fault], *, deadline_seconds: float = 5.0) -> None:
+    """Sets the faults of the local BigQuery at `url`; an empty list ends them.
+
+    Raises ValueError where one makes no sense, and HTTPError where nothing answers as it should.
+    """
+    import httpx
+
+    body = msgspec.json.encode(list(faults))
+    base = url if "://" in url else f"http://{url}"
+    answer = httpx.post(base.rstrip("/") + FAULTS_PATH, content=body, timeout=deadline_seconds)
+    if answer.status_code == httpx.codes.BAD_REQUEST:
+        raise ValueError(answer.json()["error"]["message"])
+    answer.raise_for_status()
 
 
 def _method(path: str) -> str:

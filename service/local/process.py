@@ -25,14 +25,15 @@ class ServerError(Exception):
 
 class _Ready(msgspec.Struct):
     ready: str
+    besides: dict[str, str] = {}
 
 
 class ServerProcess:
     """One `python -m service.local.lifeline MODULE`, in a session of its own.
 
-    `address` is what the server announced, `environment` what it gets besides ours. Its standard
-    error goes to `log_path`. It dies with this process, because its standard input is a pipe whose
-    other end only this process holds.
+    `address` is what the server announced, `besides` what else it serves by name, `environment` what
+    it gets besides ours. Its standard error goes to `log_path`. It dies with this process, because its
+    standard input is a pipe whose other end only this process holds.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ServerProcess:
     ) -> None:
         self.name = name
         self.address = ""
+        self.besides: dict[str, str] = {}
         self.log_path = log_path
         self._command = [sys.executable, "-m", "service.local.lifeline", module, *arguments]
         self._directory = directory
@@ -152,9 +154,11 @@ class ServerProcess:
             await self._wait()
             raise ServerError(self._failure(f"ended with {self._exit()} before it was ready"))
         try:
-            return msgspec.json.decode(line, type=_Ready).ready
+            told = msgspec.json.decode(line, type=_Ready)
         except msgspec.MsgspecError as error:
             raise ServerError(self._failure(f"said {line[:200]!r} where its address was expected")) from error
+        self.besides = told.besides
+        return told.ready
 
     async def _wait(self) -> None:
         if self._process:

@@ -26,13 +26,8 @@ from service.local.broker import DEFAULT_BACKLOG_BYTES, Broker
 from service.local.faults import FaultSwitch
 from service.local.grpc_server import Context, Method, Serialized
 from service.local.journal import Journal
-from service.local.streaming_pull import (
-    MAX_RESPONSE_BYTES,
-    MAX_RESPONSE_MESSAGES,
-    SHUTDOWN,
-    Peers,
-    Stream,
-)
+from service.local.monitoring import MonitoringServer
+from service.local.streaming_pull import MAX_RESPONSE_BYTES, MAX_RESPONSE_MESSAGES, SHUTDOWN, Peers, Stream
 from service.local.wakeups import Bells
 
 Empty: Any = empty_pb2.Empty
@@ -56,7 +51,7 @@ class PubsubServer:
         clock: Callable[[], float] = time.time,
         backlog_bytes: int = DEFAULT_BACKLOG_BYTES,
     ) -> None:
-        self.faults = FaultSwitch()
+        self.faults = FaultSwitch((_STREAMING_PULL,))
         self.address = ""
         self._data_dir = data_dir
         self._host = host
@@ -81,6 +76,7 @@ class PubsubServer:
 
     async def __aexit__(self, *_: object) -> None:
         self._bells.close()
+        self.faults.close()
         await self._server.stop(grpc_server.STOP_GRACE_SECONDS)
         if self._journal:
             self._journal.close()
@@ -116,7 +112,6 @@ class PubsubServer:
         }
 
     def _subscriber_methods(self) -> dict[str, Method]:
-        empty = empty_pb2.Empty
         return {
             "CreateSubscription": Method(
                 self._create_subscription, types.Subscription.pb(), types.Subscription.pb()
@@ -133,12 +128,12 @@ class PubsubServer:
                 types.ListSubscriptionsResponse.pb(),
             ),
             "DeleteSubscription": Method(
-                self._delete_subscription, types.DeleteSubscriptionRequest.pb(), empty
+                self._delete_subscription, types.DeleteSubscriptionRequest.pb(), empty_pb2.Empty
             ),
             "Pull": Method(self._pull, types.PullRequest.pb(), Serialized),
-            "Acknowledge": Method(self._acknowledge, types.AcknowledgeRequest.pb(), empty),
+            "Acknowledge": Method(self._acknowledge, types.AcknowledgeRequest.pb(), empty_pb2.Empty),
             "ModifyAckDeadline": Method(
-                self._modify_ack_deadline, types.ModifyAckDeadlineRequest.pb(), empty
+                self._modify_ack_deadline, types.ModifyAckDeadlineRequest.pb(), empty_pb2.Empty
             ),
             "Seek": Method(self._seek, types.SeekRequest.pb(), types.SeekResponse.pb()),
         }
@@ -275,8 +270,11 @@ class PubsubServer:
 
 async def serve(host: str, port: int, data_dir: Path, backlog_bytes: int) -> None:
     """Runs the server until SIGTERM or SIGINT."""
-    async with PubsubServer(data_dir, host=host, port=port, backlog_bytes=backlog_bytes) as server:
-        grpc_server.announce(server.address)
+    async with (
+        PubsubServer(data_dir, host=host, port=port, backlog_bytes=backlog_bytes) as server,
+        MonitoringServer(server.broker, host=host) as monitoring,
+    ):
+        grpc_server.announce(server.address, monitoring=monitoring.url)
         await grpc_server.until_signal()
 
 

@@ -153,6 +153,8 @@ class Stack:
                 f"{error.code().name} {error.details()}"
             ) from error
         self.environment["PUBSUB_EMULATOR_HOST"] = address
+        if monitoring := self._pubsub.besides.get("monitoring"):
+            self.environment["SIGNIN_MONITORING_ENDPOINT"] = monitoring
 
     async def _ensure_tables(self) -> None:
         work = asyncio.ensure_future(asyncio.to_thread(self._ensure_tables_now))

@@ -49,6 +49,7 @@ class _Event(msgspec.Struct, frozen=True):
     state: str = ""
     message: str = ""
     counters: list[Counter] = []
+    transforms: list[str] = []
 
 
 class Watcher(Protocol):
@@ -56,6 +57,9 @@ class Watcher(Protocol):
 
     def said_state(self, state: str) -> None:
         """The child is RUNNING, DRAINING or DRAINED."""
+
+    def said_graph(self, transforms: Sequence[str]) -> None:
+        """The child's graph has steps of these full names."""
 
     def said_counters(self, counters: Sequence[Counter]) -> None:
         """The child's counters have these values."""
@@ -203,6 +207,8 @@ class Worker:
                 self._said_drained = True
                 self._stop_by(EXIT_GRACE_SECONDS, "DRAINED")
             self._watcher.said_state(event.state)
+        elif event.event == "graph":
+            self._watcher.said_graph(event.transforms)
         elif event.event == "metrics":
             self._watcher.said_counters(event.counters)
         elif event.event == "error":

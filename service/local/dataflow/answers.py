@@ -30,6 +30,8 @@ def view(job: LocalJob, wanted: int) -> Any:
     if wanted not in _DETAILED_VIEWS:
         for field in ("environment", "labels", "transform_name_mapping", "runtime_updatable_params"):
             shown.ClearField(field)
+    if wanted != df.JobView.JOB_VIEW_ALL:
+        shown.ClearField("steps")
     return shown
 
 

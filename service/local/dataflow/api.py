@@ -11,10 +11,12 @@ import msgspec
 from google.cloud import dataflow_v1beta3 as df
 
 from service.local.dataflow import answers, requests
+from service.local.dataflow.faults import DataflowFaultSwitch
 from service.local.dataflow.fleet import Fleet
-from service.local.dataflow.job import LocalJob, State, new_job, now
-from service.local.dataflow.requests import invalid, not_allowed, refusal
-from service.local.faults import FaultSwitch
+from service.local.dataflow.job import LocalJob, State, new_job
+from service.local.dataflow.reading import Reading, shown
+from service.local.dataflow.replacement import to_be_replaced
+from service.local.dataflow.requests import error_number, invalid, not_allowed, refusal
 from service.local.grpc_server import Context, Method, unary_handlers
 from service.local.templates import TemplateNotFoundError, Templates
 
@@ -26,26 +28,29 @@ _PACKAGE = "google.dataflow.v1beta3"
 class DataflowApi:
     """The methods; each takes and gives raw protobuf and raises StatusError."""
 
-    def __init__(self, fleet: Fleet, templates: Templates) -> None:
+    def __init__(self, fleet: Fleet, templates: Templates, faults: DataflowFaultSwitch) -> None:
+        self._reading = Reading(fleet, faults)
+        self._faults = faults
         self._fleet = fleet
         self._templates = templates
 
-    def handlers(self, faults: FaultSwitch) -> list[grpc.GenericRpcHandler]:
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a gRPC server is given; a method that is not listed is UNIMPLEMENTED."""
+        reading = self._reading
         services: dict[str, list[tuple[Verb, Any, Any]]] = {
             "FlexTemplatesService": [
                 (self.launch_flex_template, df.LaunchFlexTemplateRequest, df.LaunchFlexTemplateResponse)
             ],
             "JobsV1Beta3": [
-                (self.get_job, df.GetJobRequest, df.Job),
+                (reading.get_job, df.GetJobRequest, df.Job),
                 (self.update_job, df.UpdateJobRequest, df.Job),
-                (self.list_jobs, df.ListJobsRequest, df.ListJobsResponse),
-                (self.aggregated_list_jobs, df.ListJobsRequest, df.ListJobsResponse),
-                (self.check_active_jobs, df.CheckActiveJobsRequest, df.CheckActiveJobsResponse),
+                (reading.list_jobs, df.ListJobsRequest, df.ListJobsResponse),
+                (reading.aggregated_list_jobs, df.ListJobsRequest, df.ListJobsResponse),
+                (reading.check_active_jobs, df.CheckActiveJobsRequest, df.CheckActiveJobsResponse),
             ],
-            "MetricsV1Beta3": [(self.get_job_metrics, df.GetJobMetricsRequest, df.JobMetrics)],
+            "MetricsV1Beta3": [(reading.get_job_metrics, df.GetJobMetricsRequest, df.JobMetrics)],
             "MessagesV1Beta3": [
-                (self.list_job_messages, df.ListJobMessagesRequest, df.ListJobMessagesResponse)
+                (reading.list_job_messages, df.ListJobMessagesRequest, df.ListJobMessagesResponse)
             ],
         }
         return [
@@ -55,7 +60,7 @@ class DataflowApi:
                     _rpc_name(verb): Method(_without_context(verb), request.pb(), response.pb())
                     for verb, request, response in verbs
                 },
-                faults,
+                self._faults,
             )
             for service, verbs in services.items()
         ]
@@ -83,7 +88,7 @@ class DataflowApi:
         if replaced:
             job.proto.replace_job_id = replaced.id
         try:
-            self._fleet.launch(job, replaced)
+            self._fleet.launch(job)
         except OSError as error:
             raise refusal(grpc.StatusCode.INTERNAL, f"The job cannot be stored: {error}") from error
         answers.fill_launch(job, response.job)
@@ -116,26 +121,27 @@ class DataflowApi:
             if holders:
                 raise refusal(
                     grpc.StatusCode.ALREADY_EXISTS,
-                    "The workflow could not be created. Causes: There is already an active job named "
-                    f"{launch.job_name}. If you want to submit a second job, try again by setting a "
-                    "different name.",
+                    f"The workflow could not be created. Causes: ({error_number()}): There is already an "
+                    f"active job named {launch.job_name}. If you want to submit a second job, try again by "
+                    "setting a different name.",
                 )
             return None
         if not holders:
             raise refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "The workflow could not be created. Causes: There is no active job named "
-                f"{launch.job_name} to update.",
+                f"The workflow could not be created. Causes: ({error_number()}): There is no active job "
+                f"named {launch.job_name} to update.",
             )
+        for job in holders:
+            if old := to_be_replaced(job, self._fleet.jobs):
+                raise not_allowed(old, "update", f"Job is being updated by {job.id} already.")
         if holders[-1].state != State.JOB_STATE_RUNNING:
             raise not_allowed(holders[-1], "update", f"Job is in state {holders[-1].state.name}.")
         return holders[-1]
 
-    def get_job(self, request: Any) -> Any:
-        return answers.view(self._find(request), request.view)
-
     def update_job(self, request: Any) -> Any:
-        job, wanted = self._find(request), request.job.requested_state
+        job, faults = self._reading.find(request, "UpdateJob")
+        wanted = request.job.requested_state
         if wanted and request.update_mask.paths:
             raise invalid("Requested state and update mask cannot be set both.")
         if not wanted:
@@ -145,17 +151,17 @@ class DataflowApi:
             if job.state != State.JOB_STATE_DRAINING:
                 self._fleet.drain(job)
         elif wanted == State.JOB_STATE_CANCELLED:
-            _check_not_terminal(job, "cancel")
+            _check_changeable(job, "cancel")
             self._fleet.cancel(job, force=request.job.labels.get("force_cancel_job") == "true")
         else:
             raise invalid(f"Requested state {wanted} is not one that a job can be brought to.")
-        return answers.view(job, df.JobView.JOB_VIEW_ALL)
+        return shown(job, df.JobView.JOB_VIEW_ALL, faults)
 
     def _update_runtime(self, job: LocalJob, request: Any) -> None:
         fields = requests.check_runtime_mask(request.update_mask.paths)
         if not fields:
             raise invalid("Neither a requested state nor an update mask is set.")
-        _check_not_terminal(job, "update")
+        _check_changeable(job, "update")
         # The values are kept and shown, and change nothing: a job here has one worker.
         given, kept = request.job.runtime_updatable_params, job.proto.runtime_updatable_params
         changed = type(kept).FromString(kept.SerializeToString())
@@ -169,76 +175,6 @@ class DataflowApi:
             raise invalid(f"Worker numbers are not valid: minimum {bounds[0]}, maximum {bounds[1]}.")
         kept.CopyFrom(changed)
         job.tell(f"Updated: {', '.join(fields)}.")
-
-    def list_jobs(self, request: Any) -> Any:
-        region = requests.region_of(request)
-        return self._list(request, [job for job in self._fleet.jobs.values() if job.proto.location == region])
-
-    def aggregated_list_jobs(self, request: Any) -> Any:
-        requests.region_of(request)
-        return self._list(request, list(self._fleet.jobs.values()))
-
-    def _list(self, request: Any, jobs: list[LocalJob]) -> Any:
-        kinds = df.ListJobsRequest.Filter
-        wanted = [
-            job
-            for job in reversed(jobs)
-            if job.proto.project_id == request.project_id
-            and (not request.name or job.proto.name == request.name)
-            and (request.filter != kinds.ACTIVE or job.is_active)
-            and (request.filter != kinds.TERMINATED or not job.is_active)
-        ]
-        shown, token = requests.page(
-            wanted, request.page_size, request.page_token, "jobs", lambda job: job.number
-        )
-        summary = df.JobView.JOB_VIEW_SUMMARY  # a list holds nothing else, whatever view is asked for
-        summaries = [answers.view(job, summary) for job in shown]
-        return df.ListJobsResponse.pb()(jobs=summaries, next_page_token=token)
-
-    def check_active_jobs(self, request: Any) -> Any:
-        exist = any(job.proto.project_id == request.project_id for job in self._fleet.active())
-        return df.CheckActiveJobsResponse.pb()(active_jobs_exist=exist)
-
-    def list_job_messages(self, request: Any) -> Any:
-        job = self._find(request)
-        least = answers.severity(request.minimum_importance)
-        start = request.start_time.ToNanoseconds() if request.HasField("start_time") else 0
-        end = request.end_time.ToNanoseconds() if request.HasField("end_time") else None
-        wanted = [
-            (message, shown)
-            for message in job.messages
-            if answers.severity(message.importance) >= least
-            and (shown := answers.message(message)).time.ToNanoseconds() >= start
-            and (end is None or shown.time.ToNanoseconds() < end)
-        ]
-        shown_page, token = requests.page(
-            wanted, request.page_size, request.page_token, "messages", lambda pair: pair[0].number
-        )
-        return df.ListJobMessagesResponse.pb()(
-            job_messages=[shown for _, shown in shown_page], next_page_token=token
-        )
-
-    def get_job_metrics(self, request: Any) -> Any:
-        job = self._find(request)
-        since = request.start_time.ToDatetime(now().tzinfo) if request.HasField("start_time") else None
-        answer = df.JobMetrics.pb()()
-        answer.metric_time.GetCurrentTime()
-        for metric in job.metrics.values():
-            if since is None or metric.time >= since:
-                for tentative in (False, True):  # here both are the same
-                    answers.fill_metric(answer.metrics.add(), metric, tentative=tentative)
-        return answer
-
-    def _find(self, request: Any) -> LocalJob:
-        region = requests.region_of(request)
-        job = self._fleet.jobs.get(request.job_id)
-        if job is None or (job.proto.project_id, job.proto.location) != (request.project_id, region):
-            raise refusal(
-                grpc.StatusCode.NOT_FOUND,
-                f"Information about job {request.job_id} could not be found in our system. Please double "
-                "check the id is correct. If it is please contact customer support.",
-            )
-        return job
 
 
 def _rpc_name(verb: Verb) -> str:
@@ -256,13 +192,15 @@ def _place(job: LocalJob) -> tuple[str, str, str]:
     return job.proto.project_id, job.proto.location, job.proto.name
 
 
-def _check_not_terminal(job: LocalJob, operation: str) -> None:
+def _check_changeable(job: LocalJob, operation: str) -> None:
+    if job.is_active and job.proto.replaced_by_job_id:
+        raise not_allowed(job, operation, f"Job is being replaced by {job.proto.replaced_by_job_id}.")
     if not job.is_active:
         raise not_allowed(job, operation, f"Job is already in terminal state {job.state.name}.")
 
 
 def _check_drain(job: LocalJob) -> None:
-    _check_not_terminal(job, "drain")
+    _check_changeable(job, "drain")
     if job.state in (State.JOB_STATE_QUEUED, State.JOB_STATE_PENDING):
         raise not_allowed(job, "drain", "Job is not yet ready for draining. Please retry in a few minutes.")
     if job.state == State.JOB_STATE_CANCELLING:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.local.dataflow.job import Importance, LocalJob, State
+from service.local.dataflow.replacement import incompatibility, pending_replacement, to_be_replaced
 from service.local.dataflow.store import JobStore
 from service.local.supervisor import Command, Counter, Exit, Level, Worker
 
@@ -26,6 +27,7 @@ class Limits:
     startup_seconds: float = 300.0
     cancel_grace_seconds: float = 5.0
     close_grace_seconds: float = 10.0
+    replace_grace_seconds: float = 60.0
     flush_seconds: float = 0.5
 
 
@@ -50,15 +52,14 @@ class Fleet:
         """The jobs in no terminal state, oldest first."""
         return [job for job in self.jobs.values() if job.is_active]
 
-    def launch(self, job: LocalJob, replaces: LocalJob | None = None) -> None:
-        """Stores the job and starts it. Raises OSError, with nothing started, where it cannot be stored."""
+    def launch(self, job: LocalJob) -> None:
+        """Stores the job and starts it. Raises OSError, with nothing started, where it cannot be stored.
+
+        One that replaces another job takes over when it runs: until then the other goes on.
+        """
         self._store.save(job)
         self.jobs[job.id] = job
-        if replaces:
-            replaces.proto.replaced_by_job_id = job.id
-            self._save(replaces)
-            self._stop_worker(replaces, signal.SIGTERM)
-        self._start(job, after=replaces)
+        self._start(job)
 
     def drain(self, job: LocalJob) -> None:
         """Lets a RUNNING job finish what it holds. Without a time limit, as Dataflow: a cancel ends it."""
@@ -87,7 +88,7 @@ class Fleet:
                 self._move(job, State.JOB_STATE_DRAINED, "The worker ended with the server while draining.")
             elif job.state == State.JOB_STATE_CANCELLING:
                 self._move(job, State.JOB_STATE_CANCELLED, "The worker ended with the server.")
-            elif job.state == State.JOB_STATE_RUNNING and job.proto.replaced_by_job_id in self.jobs:
+            elif job.proto.replaced_by_job_id in self.jobs:
                 self._move(
                     job, State.JOB_STATE_UPDATED, "The worker ended with the server during the update."
                 )
@@ -114,17 +115,16 @@ class Fleet:
             if job.changed:
                 self._save(job)
 
-    def _start(self, job: LocalJob, after: LocalJob | None = None) -> None:
-        predecessor = self._tasks.get(after.id) if after else None
-        task = asyncio.create_task(self._run(job, predecessor), name=f"job {job.id}")
+    def _start(self, job: LocalJob) -> None:
+        task = asyncio.create_task(self._run(job), name=f"job {job.id}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
 
-    async def _run(self, job: LocalJob, predecessor: asyncio.Task[None] | None) -> None:
+    async def _run(self, job: LocalJob) -> None:
         try:
-            if predecessor:
-                await asyncio.wait([predecessor])
-            if job.is_active and not self._closing:
+            if job.is_active and job.doom:
+                self._fail(job, job.doom)
+            elif job.is_active and not self._closing:
                 await self._run_worker(job)
         except Exception as error:  # a job must end with a reason, whatever happens to its worker
             log.exception("The worker of job %s cannot be run", job.id)
@@ -149,24 +149,44 @@ class Fleet:
     def _ended(self, job: LocalJob, exit_: Exit) -> None:
         if job.state == State.JOB_STATE_CANCELLING:
             self._move(job, State.JOB_STATE_CANCELLED, f"The job is cancelled; worker: {exit_}.")
+        elif job.doom:
+            self._fail(job, job.doom)
         elif self._closing and (job.state in _BEFORE_DRAIN or not exit_.is_clean):
             job.tell(f"The server is stopping; worker: {exit_}.")
+        elif job.proto.replaced_by_job_id:
+            text = f"The job is replaced by {job.proto.replaced_by_job_id}; worker: {exit_}."
+            importance = Importance.JOB_MESSAGE_BASIC if exit_.is_clean else Importance.JOB_MESSAGE_WARNING
+            self._move(job, State.JOB_STATE_UPDATED, text, importance)
         elif not exit_.is_clean:
             lines = "\n".join(exit_.last_lines) or "(it logged nothing)"
             self._fail(job, f"The worker ended with {exit_}. The last lines of its log:\n{lines}")
         elif job.state == State.JOB_STATE_DRAINING:
             self._move(job, State.JOB_STATE_DRAINED, "The job is drained.")
-        elif job.proto.replaced_by_job_id:
-            self._move(
-                job, State.JOB_STATE_UPDATED, f"The job is replaced by {job.proto.replaced_by_job_id}."
-            )
         else:
             self._move(job, State.JOB_STATE_DONE, "The worker finished by itself.")
 
+    def said_graph(self, job: LocalJob, transforms: Sequence[str]) -> None:
+        """The job's worker tells its steps: those of a replacement must fit what they take over."""
+        job.said_graph(transforms)
+        old = to_be_replaced(job, self.jobs)
+        if old and (reason := incompatibility(old, job)):
+            self._break_off(job, reason)
+
     def said_running(self, job: LocalJob) -> None:
-        """The job's worker works."""
-        if job.state == State.JOB_STATE_PENDING:
-            self._move(job, State.JOB_STATE_RUNNING, "Workers have started successfully.")
+        """The job's worker works; the job that it replaces may end now."""
+        if job.state != State.JOB_STATE_PENDING or job.doom:
+            return
+        self._move(job, State.JOB_STATE_RUNNING, "Workers have started successfully.")
+        if old := to_be_replaced(job, self.jobs):
+            old.proto.replaced_by_job_id = job.id
+            old.tell(f"The job is being replaced by {job.id}: the worker stops reading.")
+            self._save(old)
+            self._stop_worker(old, signal.SIGTERM, self.limits.replace_grace_seconds)
+
+    def _break_off(self, job: LocalJob, reason: str) -> None:
+        job.doom = reason
+        if worker := self._workers.get(job.id):
+            worker.kill(reason)
 
     def _fail(self, job: LocalJob, reason: str) -> None:
         self._move(
@@ -178,6 +198,11 @@ class Fleet:
     ) -> None:
         job.move(state, text, importance)
         self._save(job)
+        is_ending = state in (State.JOB_STATE_DRAINING, State.JOB_STATE_CANCELLING) or not job.is_active
+        if is_ending and (replacement := pending_replacement(job, self.jobs.values())):
+            self._break_off(
+                replacement, f"The job {job.id}, which was to be updated, is in state {state.name}."
+            )
 
     def _stop_worker(self, job: LocalJob, number: signal.Signals, grace_seconds: float | None = None) -> None:
         if worker := self._workers.get(job.id):
@@ -221,6 +246,9 @@ class _JobWatcher:
             self.fleet.said_running(self.job)
         else:
             self.job.tell(f"Worker: {state}", Importance.JOB_MESSAGE_DETAILED)
+
+    def said_graph(self, transforms: Sequence[str]) -> None:
+        self.fleet.said_graph(self.job, transforms)
 
     def said_counters(self, counters: Sequence[Counter]) -> None:
         self.job.said_counters(counters)

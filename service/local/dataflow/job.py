@@ -36,6 +36,7 @@ _NEXT = {
     State.JOB_STATE_QUEUED: {State.JOB_STATE_PENDING, State.JOB_STATE_CANCELLING, State.JOB_STATE_FAILED},
     State.JOB_STATE_PENDING: {
         State.JOB_STATE_RUNNING,
+        State.JOB_STATE_UPDATED,  # only after a restart of the server in the middle of an update
         State.JOB_STATE_CANCELLING,
         State.JOB_STATE_FAILED,
         State.JOB_STATE_DONE,
@@ -86,7 +87,8 @@ class Metric(msgspec.Struct, frozen=True):
 class LocalJob:
     """One job. `number` is its place in the order of launches; `changed` says that it must be stored.
 
-    It is its own worker's watcher, except for the state RUNNING, which the fleet judges.
+    It is its own worker's watcher, except for the state RUNNING and the graph, which the fleet judges.
+    `doom` is why its worker is being ended against its will, and empty as long as it is not.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class LocalJob:
         self.messages = deque(messages, maxlen=MESSAGES_KEPT)
         self.metrics = {(metric.step, metric.namespace, metric.name): metric for metric in metrics}
         self.changed = True
+        self.doom = ""
         self._next_message = self.messages[-1].number + 1 if self.messages else 0
         self._earlier: dict[tuple[str, str, str], float] = {}
 
@@ -117,6 +120,19 @@ class LocalJob:
     @property
     def is_active(self) -> bool:
         return self.state not in TERMINAL
+
+    @property
+    def transforms(self) -> list[str]:
+        """The full names of the graph's steps; none where its worker has not told them."""
+        return [step.properties["user_name"] for step in self.proto.steps]
+
+    def said_graph(self, transforms: Sequence[str]) -> None:
+        """Takes the full names of the graph's steps."""
+        del self.proto.steps[:]
+        for number, name in enumerate(transforms, 1):
+            step = self.proto.steps.add(kind="ParallelDo", name=f"s{number}")
+            step.properties["user_name"] = name
+        self.changed = True
 
     def move(self, state: df.JobState, text: str, importance: int = Importance.JOB_MESSAGE_BASIC) -> None:
         """Changes the state and says so in a message. Raises ValueError for a move that is not allowed."""

@@ -20,7 +20,9 @@ from service.local.templates import Violation
 Item = TypeVar("Item")
 
 PAGE_SIZE = 100
+LARGEST_PAGE = 1000
 LABELS = 64
+WORKERS = 4_000  # that one job may have
 _LABEL_BYTES = 128
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]{0,1022}[a-z0-9])?")
 _RUNTIME_FIELDS = df.RuntimeUpdatableParams.pb().DESCRIPTOR.fields_by_name
@@ -28,7 +30,12 @@ _RUNTIME_FIELDS = df.RuntimeUpdatableParams.pb().DESCRIPTOR.fields_by_name
 
 def refusal(code: grpc.StatusCode, message: str, details: tuple[Any, ...] = ()) -> StatusError:
     """A status with the error number in front that Dataflow puts there."""
-    return StatusError(code, f"({secrets.token_hex(8)}): {message}", details)
+    return StatusError(code, f"({error_number()}): {message}", details)
+
+
+def error_number() -> str:
+    """A number as Dataflow gives to each error, the cause's own one included."""
+    return secrets.token_hex(8)
 
 
 def invalid(message: str) -> StatusError:
@@ -94,6 +101,19 @@ def check_runtime_mask(paths: Iterable[str]) -> list[str]:
     return fields
 
 
+def check_runtime_params(params: Any) -> None:
+    """Raises StatusError for bounds of the workers that Dataflow refuses."""
+    least, most = params.min_num_workers, params.max_num_workers
+    for name in ("min_num_workers", "max_num_workers"):
+        if params.HasField(name) and not 1 <= getattr(params, name) <= WORKERS:
+            raise invalid(f"Worker numbers are not valid: {name} must be between 1 and {WORKERS}.")
+    if params.HasField("min_num_workers") and params.HasField("max_num_workers") and least > most:
+        raise invalid(f"Worker numbers are not valid: minimum {least}, maximum {most}.")
+    hint = params.worker_utilization_hint
+    if params.HasField("worker_utilization_hint") and not 0.1 <= hint <= 0.9:
+        raise invalid(f"The worker utilization hint must be between 0.1 and 0.9, not {hint:g}.")
+
+
 def page(
     items: list[Item], size: int, token: str, kind: str, number: Callable[[Item], int]
 ) -> tuple[list[Item], str]:
@@ -107,7 +127,7 @@ def page(
     if token:
         wanted = _read_token(token, kind)
         start = next((i for i, item in enumerate(items) if number(item) == wanted), len(items))
-    end = start + min(size or PAGE_SIZE, PAGE_SIZE)
+    end = start + min(size or PAGE_SIZE, LARGEST_PAGE)
     rest = f"{kind}:{number(items[end])}" if end < len(items) else ""
     return items[start:end], base64.urlsafe_b64encode(rest.encode()).decode()
 

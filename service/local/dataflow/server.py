@@ -14,10 +14,10 @@ from typing import Self
 import grpc.aio
 
 from service.local.dataflow.api import DataflowApi
+from service.local.dataflow.faults import DataflowFaultSwitch
 from service.local.dataflow.fleet import Fleet, Limits
 from service.local.dataflow.job import LocalJob
 from service.local.dataflow.store import DataDirInUseError, JobStore
-from service.local.faults import FaultSwitch
 from service.local.grpc_server import STOP_GRACE_SECONDS, announce, start_server, until_signal
 from service.local.supervisor import Command
 from service.local.templates import Template, Templates
@@ -42,7 +42,7 @@ class DataflowServer:
         limits: Limits | None = None,
     ) -> None:
         self.address = ""
-        self.faults = FaultSwitch()
+        self.faults = DataflowFaultSwitch()
         self._host = host
         self._port = port
         self._environment = dict(environment or {})
@@ -56,8 +56,8 @@ class DataflowServer:
         self._store.open()
         try:
             self._directory.mkdir(exist_ok=True)
-            api = DataflowApi(self._fleet, self._templates)
-            handlers = [*api.handlers(self.faults), self.faults.handler()]
+            api = DataflowApi(self._fleet, self._templates, self.faults)
+            handlers = [*api.handlers(), self.faults.handler()]
             self._server, self.address = await start_server(handlers, self._host, self._port)
             self._fleet.resume()
         except BaseException:
@@ -76,6 +76,7 @@ class DataflowServer:
     async def close(self) -> None:
         """Stops serving, ends the workers softly, and gives the data directory free."""
         try:
+            self.faults.close()
             if self._server:
                 await self._server.stop(STOP_GRACE_SECONDS)
             await self._fleet.close()

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from service.errors.jobs import (
+    ActionNotAllowedError,
+    AlreadyManagedError,
+    DataflowJobNotFoundError,
+    DataflowRefusedError,
+    DataflowUnavailableError,
+    IdempotencyInFlightError,
+    IdempotencyMismatchError,
+    InvalidIdempotencyKeyError,
+    InvalidPageTokenError,
+    InvalidParametersError,
+    JobNotFoundError,
+    SubscriptionInUseError,
+    TooManyStreamsError,
+    UnknownPipelineError,
+)
+from service.errors.problem import ProblemError
 
-
-class ProblemError(Exception):
-    """An answer other than success, rendered as RFC 9457 `application/problem+json`.
-
-    Subclasses fix `status`, `code` and `title`; an instance adds the `detail` of this occurrence.
-    `retry_after_seconds` becomes the `Retry-After` header, `members` extension members of the body.
-    """
-
-    status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal_error"
-    title: ClassVar[str] = "The service failed"
-    retryable: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        detail: str,
-        *,
-        code: str | None = None,
-        retry_after_seconds: int | None = None,
-        members: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.problem_code = code or self.code
-        self.retry_after_seconds = retry_after_seconds
-        self.members = dict(members or {})
+__all__ = [  # beside the classes below
+    "ActionNotAllowedError",
+    "AlreadyManagedError",
+    "DataflowJobNotFoundError",
+    "DataflowRefusedError",
+    "DataflowUnavailableError",
+    "IdempotencyInFlightError",
+    "IdempotencyMismatchError",
+    "InvalidIdempotencyKeyError",
+    "InvalidPageTokenError",
+    "InvalidParametersError",
+    "JobNotFoundError",
+    "ProblemError",
+    "SubscriptionInUseError",
+    "TooManyStreamsError",
+    "UnknownPipelineError",
+]
 
 
 class InvalidEventError(ProblemError):
@@ -225,48 +231,6 @@ class ShuttingDownError(ProblemError):
     code = "shutting_down"
     title = "The service is shutting down"
     retryable = True
-
-
-class JobNotFoundError(ProblemError):
-    status = 404
-    code = "job_not_found"
-    title = "There is no such job"
-
-
-class ActionNotAllowedError(ProblemError):
-    """The job's state does not allow the action; `members` names the allowed ones."""
-
-    status = 409
-    code = "action_not_allowed"
-    title = "The job's state does not allow this"
-
-
-class SubscriptionInUseError(ProblemError):
-    """An active job reads the subscription, and sharing it was not asked for; `members` name that job."""
-
-    status = 409
-    code = "subscription_in_use"
-    title = "Another job reads this subscription"
-
-
-class InvalidParametersError(ProblemError):
-    """Dataflow refused the template's parameters; `members` hold the job and one entry for each of them."""
-
-    status = 422
-    code = "invalid_parameters"
-    title = "Dataflow refused the parameters"
-
-
-class UnknownPipelineError(ProblemError):
-    status = 422
-    code = "unknown_pipeline"
-    title = "There is no pipeline of that name"
-
-
-class InvalidPageTokenError(ProblemError):
-    status = 400
-    code = "invalid_page_token"
-    title = "The page token is not valid"
 
 
 class DatabaseUnavailableError(ProblemError):

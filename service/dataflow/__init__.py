@@ -1,0 +1,46 @@
+"""Dataflow as this service uses it: its verbs, what it shows of a job, and what can go wrong."""
+
+from service.dataflow.causes import cause_of
+from service.dataflow.failures import (
+    DataflowError,
+    MissingError,
+    NameTakenError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnavailableError,
+)
+from service.dataflow.sightings import (
+    IMPORTANCES,
+    Importance,
+    MessagePage,
+    SeenJob,
+    SeenMessage,
+    SeenMetric,
+    SeenMetrics,
+    SeenScaling,
+    user_counters,
+)
+from service.dataflow.verbs import CONNECT_SECONDS, LAUNCH_TOKEN_LABEL, Dataflow, Launch
+
+__all__ = [
+    "CONNECT_SECONDS",
+    "IMPORTANCES",
+    "LAUNCH_TOKEN_LABEL",
+    "Dataflow",
+    "DataflowError",
+    "Importance",
+    "Launch",
+    "MessagePage",
+    "MissingError",
+    "NameTakenError",
+    "OutcomeUnknownError",
+    "RefusedError",
+    "SeenJob",
+    "SeenMessage",
+    "SeenMetric",
+    "SeenMetrics",
+    "SeenScaling",
+    "UnavailableError",
+    "cause_of",
+    "user_counters",
+]

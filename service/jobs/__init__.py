@@ -1,0 +1,15 @@
+"""The /jobs routes: launch, list, look at, follow, change and end jobs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.jobs import acts, history, launch, reading, telemetry, unmanaged
+from service.jobs.desk import Desk
+
+__all__ = ["Desk", "router"]
+
+router = APIRouter(tags=["jobs"])
+# In this order: /jobs/unmanaged is no job.
+for _part in (launch, unmanaged, reading, acts, history, telemetry):
+    router.include_router(_part.router)

@@ -1,0 +1,111 @@
+"""A lease in the database: a piece of work that one replica does at a time, as far as time can tell.
+
+The clock is the replicas' own, so two may hold it for as long as their clocks differ. What must not
+happen twice is therefore guarded by the rows themselves; the lease saves work, and its token tells a
+holder that it was overtaken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy.exc
+from sqlalchemy import CursorResult, or_, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from service.db import Database
+from service.errors import DatabaseUnavailableError
+from service.models import Lease as LeaseRow
+from service.models import utc_now
+
+log = logging.getLogger(__name__)
+
+RENEWALS = 3  # in the time for which a lease is taken
+
+
+class Lease:
+    """The lease `name` for one holder, which is this object. For use within one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        seconds: float,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.holder = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.token: int | None = None
+        self._database = database
+        self._name = name
+        self._seconds = seconds
+        self._clock = clock
+
+    async def take(self) -> bool:
+        """Takes or renews the lease; False where another holds it. `token` is set while it is held."""
+        now = self._clock()
+        try:
+            async with self._database.transaction() as session:
+                self.token = await self._take(session, now, now + timedelta(seconds=self._seconds))
+        except sqlalchemy.exc.IntegrityError:
+            self.token = None  # another has made the row at the same time
+        return self.token is not None
+
+    async def holds(self, session: AsyncSession) -> bool:
+        """Whether nobody has taken the lease since, within the transaction of `session`."""
+        statement = select(LeaseRow.token).where(col(LeaseRow.name) == self._name).with_for_update(read=True)
+        return self.token is not None and (await session.exec(statement)).first() == self.token
+
+    async def release(self) -> None:
+        """Gives the lease free at once; nothing happens where it is not held."""
+        if self.token is None:
+            return
+        free = update(LeaseRow).where(col(LeaseRow.name) == self._name, col(LeaseRow.token) == self.token)
+        self.token = None
+        async with self._database.transaction() as session:
+            await session.exec(free.values(expires_at=self._clock()))
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Renews the held lease within the block, which may last longer than the lease."""
+        task = asyncio.create_task(self._renew(), name=f"renew the lease {self._name}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds / RENEWALS)
+            with suppress(DatabaseUnavailableError):
+                if not await self.take():
+                    log.warning("the lease %s was taken by another replica", self._name)
+                    return
+
+    async def _take(self, session: AsyncSession, now: datetime, expires_at: datetime) -> int | None:
+        """The token under which the lease is held; None where another has it."""
+        own = col(LeaseRow.name) == self._name
+        if self.token is not None:
+            renew = update(LeaseRow).where(own, col(LeaseRow.token) == self.token)
+            if _changed(await session.exec(renew.values(expires_at=expires_at))):
+                return self.token
+        free = or_(col(LeaseRow.expires_at) <= now, col(LeaseRow.holder) == self.holder)
+        values = {"holder": self.holder, "token": LeaseRow.token + 1, "expires_at": expires_at}
+        if _changed(await session.exec(update(LeaseRow).where(own, free).values(values))):
+            return (await session.exec(select(LeaseRow.token).where(own))).one()
+        if (await session.exec(select(LeaseRow.name).where(own))).first() is None:
+            session.add(LeaseRow(name=self._name, holder=self.holder, token=1, expires_at=expires_at))
+            return 1
+        return None
+
+
+def _changed(result: CursorResult[Any]) -> bool:
+    return result.rowcount > 0

@@ -1,0 +1,42 @@
+"""The pipelines that jobs may be launched of: `user-signin`, and those of the settings."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from service.config import Pipeline, Settings
+from service.errors import InvalidRequestError, UnknownPipelineError
+from service.launch_environment import LaunchEnvironment
+
+BUILT_IN = "user-signin"
+
+
+def pipeline_of(settings: Settings, name: str) -> Pipeline:
+    """Raises UnknownPipelineError."""
+    if name in settings.pipelines:
+        return settings.pipelines[name]
+    if name == BUILT_IN:
+        return Pipeline.model_construct(
+            template_path=settings.template_path,
+            template_metadata=settings.template_metadata,
+            parameters={
+                "output_table": settings.table,
+                "dead_letter_table": settings.dead_letter_table,
+            },
+            environment=LaunchEnvironment.model_construct(),
+        )
+    known = sorted({BUILT_IN, *settings.pipelines})
+    raise UnknownPipelineError(f"Pipelines: {', '.join(known)}.")
+
+
+def at_version(pipeline: Pipeline, template_path: str | None, settings: Settings) -> Pipeline:
+    """The pipeline with another template, where the settings allow it. Raises InvalidRequestError."""
+    if template_path is None or template_path == pipeline.template_path:
+        return pipeline
+    if not any(fnmatchcase(template_path, pattern) for pattern in settings.allowed_templates):
+        detail = "SIGNIN_ALLOWED_TEMPLATES does not allow this template."
+        raise InvalidRequestError(
+            f"body.template_path: {detail}",
+            members={"errors": [{"field": "body.template_path", "detail": detail}]},
+        )
+    return pipeline.model_copy(update={"template_path": template_path, "template_metadata": None})
