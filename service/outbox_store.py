@@ -86,12 +86,25 @@ def is_sqlite(connection: AsyncConnection) -> bool:
 async def insert(database: Database, rows: Sequence[NewRow], at: datetime) -> None:
     """Adds the rows in their order, in a transaction of their own."""
     if database.is_sqlite:
-        created_at = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as UtcDateTime stores it
-        values = [(row.e, row.d, row.a, row.b, created_at) for row in rows]
-        await database.write_at_once(_INSERT_SQLITE, values)
+        await database.write_at_once(_INSERT_SQLITE, _sqlite_values(rows, at))
     else:
         async with database.writing() as connection:
-            await connection.execute(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
+            await insert_within(connection, rows, at)
+
+
+def _sqlite_values(rows: Sequence[NewRow], at: datetime) -> list[tuple[Any, ...]]:
+    created_at = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as UtcDateTime stores it
+    return [(row.e, row.d, row.a, row.b, created_at) for row in rows]
+
+
+async def insert_within(connection: AsyncConnection, rows: Sequence[NewRow], at: datetime) -> None:
+    """Adds the rows in their order, in the transaction of `connection`."""
+    if not rows:
+        return
+    if is_sqlite(connection):
+        await connection.exec_driver_sql(_INSERT_SQLITE, _sqlite_values(rows, at))
+    else:
+        await connection.execute(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
 
 
 async def claim(
