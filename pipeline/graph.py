@@ -13,14 +13,21 @@ if TYPE_CHECKING:
     from pipeline.options import SigninOptions
 
 
-def write_messages(messages: Any, options: SigninOptions, bigquery_emulator: str = "") -> None:
+def write_messages(
+    messages: Any,
+    options: SigninOptions,
+    bigquery_emulator: str = "",
+    *,
+    further_dead_letters: tuple[Any, ...] = (),
+) -> None:
     """Makes each message a row or a dead letter, and appends it to its table.
 
-    `bigquery_emulator` is a URL; empty means Google. The labels are part of a running job: Dataflow
+    `bigquery_emulator` is a URL; empty means Google. The collections of `further_dead_letters` go with
+    those that arise here. The labels are part of a running job: Dataflow
     refuses an update that renames one.
     """
     table, dead_letter_table = options.tables()
-    origin = {"pipeline_version": options.pipeline_version, "job_id": options.job_name()}
+    origin: dict[str, Any] = options.origin()
     extracted = messages | "Extract sign-ins from messages" >> beam.ParDo(
         MessageExtractingFn(**origin)
     ).with_outputs(DEAD_LETTERS, main="rows")
@@ -28,7 +35,7 @@ def write_messages(messages: Any, options: SigninOptions, bigquery_emulator: str
         table, emulator_host=bigquery_emulator, **origin
     )
     (
-        (extracted[DEAD_LETTERS], written[DEAD_LETTERS])
+        (extracted[DEAD_LETTERS], written[DEAD_LETTERS], *further_dead_letters)
         | "Gather dead letters" >> beam.Flatten()
         | "Write dead letters to BigQuery"
         >> WriteDeadLetters(dead_letter_table, emulator_host=bigquery_emulator)

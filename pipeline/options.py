@@ -129,23 +129,36 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
         """The job's name, the default one included."""
         return str(self.view_as(GoogleCloudOptions).job_name or DEFAULT_JOB_NAME)
 
+    def origin(self) -> dict[str, str]:
+        """What each dead letter tells of the job that wrote it."""
+        return {"pipeline_version": str(self.pipeline_version), "job_id": self.job_name()}
+
 
 def parse(argv: list[str] | None) -> SigninOptions:
     """Reads the command line (None: the process's own) and fills in the job's defaults.
 
+    Raises OptionsError.
+    """
+    signin = read_command_line(argv, DEFAULT_JOB_NAME, streaming=True)
+    signin.source()
+    return signin
+
+
+def read_command_line(argv: list[str] | None, default_job_name: str, *, streaming: bool) -> SigninOptions:
+    """What all our pipelines have in common: name, region, project and tables.
+
     Raises OptionsError, also for an option that nobody knows, which Beam only logs. On Dataflow that
     stays a log line: the template launcher may add an option that is newer than this Beam.
     """
-    options = PipelineOptions(argv, save_main_session=False, streaming=True)
+    options = PipelineOptions(argv, save_main_session=False, streaming=streaming)
     unknown = _unknown_options(options)
     if unknown and options.view_as(StandardOptions).runner != "DataflowRunner":
         raise OptionsError(f"Unknown option: {', '.join(unknown)}")
     cloud = options.view_as(GoogleCloudOptions)
-    cloud.job_name = cloud.job_name or DEFAULT_JOB_NAME
+    cloud.job_name = cloud.job_name or default_job_name
     cloud.region = cloud.region or DEFAULT_REGION
     signin: SigninOptions = options.view_as(SigninOptions)
     cloud.project = signin.project()
-    signin.source()
     signin.tables()
     return signin
 
