@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     template_path: str = Field(
         "gs://signin-local/templates/user-signin.json", description="Flex Template spec of user-signin"
     )
+    backfill_template_path: str = Field(
+        "gs://signin-local/templates/backfill-signin.json",
+        description="Flex Template spec of backfill-signin",
+    )
     dataflow_deadline_seconds: float = Field(30.0, gt=0, description="Deadline of one Dataflow call")
     reconcile_interval_seconds: float = Field(
         5.0, gt=0, description="Time between two looks at Dataflow; the local stack uses 0.5"

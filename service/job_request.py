@@ -12,6 +12,7 @@ from service.job_state import LAUNCHING
 from service.job_view import NewJob
 from service.models import SHORT_ID_LENGTH, Job, new_id
 
+BACKFILL = "backfill-signin"
 LONGEST_SUBSCRIPTION = 512
 
 
@@ -28,7 +29,8 @@ def new_job(asked: NewJob, settings: Settings, now: datetime) -> Job:
     }
     if {"input_topic", "input_subscription"} <= asked.parameters.keys():
         raise InvalidRequestError("body.parameters names both an input_topic and an input_subscription.")
-    if "input_topic" not in parameters:
+    is_backfill = asked.pipeline == BACKFILL
+    if "input_topic" not in parameters and not is_backfill:
         parameters.setdefault("input_subscription", settings.subscription_path)
     subscription = parameters.get("input_subscription")
     if subscription and len(subscription) > LONGEST_SUBSCRIPTION:
@@ -42,7 +44,7 @@ def new_job(asked: NewJob, settings: Settings, now: datetime) -> Job:
         region=settings.region,
         subscription=subscription,
         exclusive_subscription=None if asked.shared_subscription else subscription,
-        template_path=settings.template_path,
+        template_path=settings.backfill_template_path if is_backfill else settings.template_path,
         state=LAUNCHING,
         launch_token=secrets.token_hex(16),
         parameters=parameters,

@@ -36,7 +36,7 @@ from service.reconciler import Reconciler
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-PIPELINES = ("user-signin",)
+PIPELINES = ("user-signin", "backfill-signin")
 API_ACTOR = "api"
 COMMIT_TRIES = 3
 _JOB_ID = re.compile(f"[0-9a-z]{{{ID_LENGTH}}}")

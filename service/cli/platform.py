@@ -87,7 +87,7 @@ class Platform:
 def local_settings(settings: Settings) -> Settings:
     """The settings for a world of our own: servers on this machine and their own template."""
     local = {
-        "template_path": Settings.model_fields["template_path"].default,
+        **{name: Settings.model_fields[name].default for name in ("template_path", "backfill_template_path")},
         "data_dir": settings.data_dir.absolute(),
         "dataflow_emulator_host": "",
         "bigquery_emulator_host": "",
