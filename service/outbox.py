@@ -108,6 +108,14 @@ class Outbox:
         self.bytes += sum(row.b for row in rows)
         self.arrived.set()
 
+    def has_room(self, rows: int, size: int) -> bool:
+        """Tells whether so many more events, of `size` bytes in all, are within the bounds."""
+        try:
+            self._require_room(rows, size)
+        except OutboxFullError:
+            return False
+        return True
+
     def _require_room(self, rows: int, size: int) -> None:
         surplus_rows = self.rows + self._group_commit.rows + rows - self._max_rows
         surplus_bytes = self.bytes + self._group_commit.bytes + size - self._max_bytes
