@@ -38,7 +38,7 @@ class ReadFiles(beam.PTransform):  # type: ignore[misc]
             | "Begin" >> beam.Create([self._files])
             | "Find files" >> beam.FlatMap(_find).with_output_types(tuple[str, int])
             | "Divide the work of looking at them" >> beam.Reshuffle()
-            | "Divide files" >> beam.FlatMapTuple(_divide, self._segment_bytes)
+            | "Divide files" >> beam.FlatMap(_divide, self._segment_bytes)
             | "Divide the work of reading them" >> beam.Reshuffle()
             | "Read lines" >> _lines(_ReadLinesFn(self._origin))
         )
@@ -71,8 +71,8 @@ def _find(pattern: str) -> list[tuple[str, int]]:
     return found
 
 
-def _divide(path: str, size: int, segment_bytes: int) -> Iterator[tuple[Any, ...]]:
-    for segment in segments(path, size, segment_bytes):
+def _divide(file: tuple[str, int], segment_bytes: int) -> Iterator[tuple[Any, ...]]:
+    for segment in segments(*file, segment_bytes):
         yield tuple(segment)
 
 
