@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-import re
 import time
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
 from service.cli.client import request, service_url
 from service.cli.emit import progress_bar
+from service.cli.moments import moment
 from service.cli.rows import preview
 from service.cli.terminal import command, err, fail, out, table_of
 
 POLL_SECONDS = 0.25
-_AGE = re.compile(r"([0-9]{1,5})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(no_args_is_help=True, help="Messages that could not become a row.")
 
@@ -119,24 +116,12 @@ def narrowed(
     given = {
         "reason": reason,
         "stage": stage,
-        "since": since and moment(since),
-        "until": until and moment(until),
+        "since": moment(since).isoformat() if since else None,
+        "until": moment(until).isoformat() if until else None,
         "event_id": event_id,
         "message_id": message_id,
     }
     return {name: value for name, value in given.items() if value}
-
-
-def moment(text: str) -> str:
-    """An RFC 3339 time as it is; an age such as 12h as the time so long ago."""
-    if age := _AGE.fullmatch(text):
-        ago = timedelta(**{_UNITS[age[2]]: int(age[1])})
-        return (datetime.now(UTC) - ago).isoformat()
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"{text} is neither an RFC 3339 time nor an age such as 30m, 12h or 7d", exit_code=2)
-    return text
 
 
 def await_end(base_url: str, found: dict[str, Any], wait_seconds: float) -> dict[str, Any]:
