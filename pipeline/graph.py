@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
+from pipeline import credentials
 from transforms.bigquery_write import WriteDeadLetters, WriteSignins
-from transforms.pubsub_message import DEAD_LETTERS, MessageExtractingFn
+from transforms.dead_letter_topic import Topic
 
 if TYPE_CHECKING:
     from pipeline.options import SigninOptions
@@ -28,15 +29,20 @@ def write_messages(
     """
     table, dead_letter_table = options.tables()
     origin: dict[str, Any] = options.origin()
-    extracted = messages | "Extract sign-ins from messages" >> beam.ParDo(
-        MessageExtractingFn(**origin)
-    ).with_outputs(DEAD_LETTERS, main="rows")
-    written = extracted.rows | "Write sign-ins to BigQuery" >> WriteSignins(
-        table, emulator_host=bigquery_emulator, **origin
+    method = options.method(bigquery_emulator)
+    emulators: dict[str, Any] = {
+        "emulator_host": bigquery_emulator,
+        "storage_emulator_host": credentials.bigquery_storage_emulator() if bigquery_emulator else "",
+    }
+    letters = messages | "Write sign-ins to BigQuery" >> WriteSignins(
+        table, method=method, **emulators, **origin
     )
-    (
-        (extracted[DEAD_LETTERS], written[DEAD_LETTERS], *further_dead_letters)
-        | "Gather dead letters" >> beam.Flatten()
-        | "Write dead letters to BigQuery"
-        >> WriteDeadLetters(dead_letter_table, emulator_host=bigquery_emulator)
+    if further_dead_letters:
+        letters = (letters, *further_dead_letters) | "Gather dead letters" >> beam.Flatten()
+    topic = options.dead_letter_topic
+    _ = letters | "Write dead letters to BigQuery" >> WriteDeadLetters(
+        dead_letter_table,
+        method="STORAGE_WRITE" if method in ("STORAGE_WRITE", "STORAGE_WRITE_API") else "INSERT_ALL",
+        topic=Topic(topic, credentials.pubsub_emulator() if bigquery_emulator else "") if topic else None,
+        **emulators,
     )

@@ -150,18 +150,25 @@ def _require_reachable(options: SigninOptions) -> None:
 
 
 def ensure_tables(options: SigninOptions, emulator: str) -> None:
-    """Makes the tables in the BigQuery of the emulator's URL, or in Google's own if that is empty."""
+    """Makes the tables in the BigQuery of the emulator's URL, or in Google's own if that is empty.
+
+    Raises StartError where they cannot be made, or where they are there and cannot take the rows.
+    """
     from google.api_core.exceptions import GoogleAPIError
 
     from transforms import bigquery_tables
 
-    if options.create_disposition == "CREATE_IF_NEEDED":
-        table, dead_letter_table = options.tables()
-        try:
-            with bigquery_tables.client(options.project(), emulator) as bigquery:
+    table, dead_letter_table = options.tables()
+    try:
+        with bigquery_tables.client(options.project(), emulator) as bigquery:
+            if options.create_disposition == "CREATE_IF_NEEDED":
                 bigquery_tables.ensure_tables(bigquery, table, dead_letter_table)
-        except GoogleAPIError as error:
-            raise StartError(f"{table} and {dead_letter_table} cannot be made: {error}") from error
+            else:
+                bigquery_tables.require_columns(bigquery, table, dead_letter_table)
+    except bigquery_tables.SchemaError as error:
+        raise StartError(str(error)) from error
+    except GoogleAPIError as error:
+        raise StartError(f"{table} and {dead_letter_table} cannot be made or read: {error}") from error
 
 
 def _require_active(options: SigninOptions) -> None:
