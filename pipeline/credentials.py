@@ -22,6 +22,11 @@ def bigquery_emulator() -> str:
     return os.environ.get("BIGQUERY_EMULATOR_HOST", "")
 
 
+def bigquery_storage_emulator() -> str:
+    """The `host:port` of an emulator of the Storage Write API, empty where there is none."""
+    return os.environ.get("BIGQUERY_STORAGE_EMULATOR_HOST", "")
+
+
 def application_default() -> Any:
     """Application Default Credentials. Raises CredentialsError where there are none."""
     import google.auth

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from argparse import ArgumentParser
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 
+from pipeline.credentials import bigquery_storage_emulator
 from transforms.bigquery_rows import TableRef, parse_table
+
+if TYPE_CHECKING:
+    from transforms.bigquery_write import WriteMethod
 
 DEFAULT_JOB_NAME = "signin-user-tobigquery"
 DEFAULT_REGION = "us-central1"
@@ -16,6 +21,14 @@ DEFAULT_TOPIC = "topic-user-signin"
 DEFAULT_TABLE = "user_signin.signins"
 DEFAULT_DEAD_LETTER_TABLE = "user_signin.dead_letters"
 DEFAULT_ID_LABEL = "event_id"
+DEFAULT_WRITE_METHOD = "AUTO"
+WRITE_METHODS = (
+    DEFAULT_WRITE_METHOD,
+    "STORAGE_WRITE",
+    "INSERT_ALL",
+    "STREAMING_INSERTS",
+    "STORAGE_WRITE_API",
+)
 
 TOPIC_PATTERN = r"^projects/[^/]+/topics/[^/]+$"
 SUBSCRIPTION_PATTERN = r"^projects/[^/]+/subscriptions/[^/]+$"
@@ -84,6 +97,18 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
             help="Whether dataset and tables are created when the job is launched and they do not exist.",
         )
         parser.add_argument(
+            "--write_method",
+            default=DEFAULT_WRITE_METHOD,
+            choices=WRITE_METHODS,
+            help="How rows are appended: STORAGE_WRITE and INSERT_ALL are this project's own, the other two "
+            "Beam's. AUTO is STORAGE_WRITE for Google, INSERT_ALL for an emulator.",
+        )
+        parser.add_argument(
+            "--dead_letter_topic",
+            default="",
+            help="Pub/Sub topic that gets each dead letter besides, as projects/PROJECT/topics/NAME.",
+        )
+        parser.add_argument(
             "--pipeline_version",
             default="",
             help="Text that is stored with each dead letter, to tell which version of the job wrote it.",
@@ -121,6 +146,26 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
         except ValueError as error:
             raise OptionsError(str(error)) from error
 
+    def method(self, bigquery_emulator: str) -> WriteMethod:
+        """How rows are appended to Google's BigQuery, or to the emulator of a URL.
+
+        Raises OptionsError for a way that does not lead there.
+        """
+        chosen: WriteMethod | Literal["AUTO"] = self.write_method
+        if chosen == "AUTO":
+            return "INSERT_ALL" if bigquery_emulator else "STORAGE_WRITE"
+        if chosen == "STORAGE_WRITE" and bigquery_emulator and not bigquery_storage_emulator():
+            raise OptionsError(
+                "The local BigQuery has no Storage Write API: take --write_method INSERT_ALL, or set "
+                "BIGQUERY_STORAGE_EMULATOR_HOST to the HOST:PORT of one that has."
+            )
+        if chosen == "STORAGE_WRITE_API" and shutil.which("java") is None:
+            raise OptionsError(
+                "--write_method STORAGE_WRITE_API needs Java where the job is launched; STORAGE_WRITE, which "
+                "speaks the same API, does not."
+            )
+        return chosen
+
     def deduplicating_attribute(self) -> str | None:
         """The attribute that identifies a message, or None."""
         return None if self.id_label in ("", "none") else str(self.id_label)
@@ -129,24 +174,39 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
         """The job's name, the default one included."""
         return str(self.view_as(GoogleCloudOptions).job_name or DEFAULT_JOB_NAME)
 
+    def origin(self) -> dict[str, str]:
+        """What each dead letter tells of the job that wrote it."""
+        return {"pipeline_version": str(self.pipeline_version), "job_id": self.job_name()}
+
 
 def parse(argv: list[str] | None) -> SigninOptions:
     """Reads the command line (None: the process's own) and fills in the job's defaults.
 
+    Raises OptionsError.
+    """
+    signin = read_command_line(argv, DEFAULT_JOB_NAME, streaming=True)
+    signin.source()
+    return signin
+
+
+def read_command_line(argv: list[str] | None, default_job_name: str, *, streaming: bool) -> SigninOptions:
+    """What all our pipelines have in common: name, region, project and tables.
+
     Raises OptionsError, also for an option that nobody knows, which Beam only logs. On Dataflow that
     stays a log line: the template launcher may add an option that is newer than this Beam.
     """
-    options = PipelineOptions(argv, save_main_session=False, streaming=True)
+    options = PipelineOptions(argv, save_main_session=False, streaming=streaming)
     unknown = _unknown_options(options)
     if unknown and options.view_as(StandardOptions).runner != "DataflowRunner":
         raise OptionsError(f"Unknown option: {', '.join(unknown)}")
     cloud = options.view_as(GoogleCloudOptions)
-    cloud.job_name = cloud.job_name or DEFAULT_JOB_NAME
+    cloud.job_name = cloud.job_name or default_job_name
     cloud.region = cloud.region or DEFAULT_REGION
     signin: SigninOptions = options.view_as(SigninOptions)
     cloud.project = signin.project()
-    signin.source()
     signin.tables()
+    if signin.dead_letter_topic:
+        _require(TOPIC_PATTERN, signin.dead_letter_topic, "--dead_letter_topic")
     return signin
 
 

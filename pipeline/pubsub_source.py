@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -61,6 +62,11 @@ class ReadMessages(ReadFromPubSub):  # type: ignore[misc]
         """From serialized messages to messages."""
         serialized = super().expand_continued(pcoll)
         return serialized | "Parse messages" >> beam.Map(_parse).with_output_types(RawMessage)
+
+
+def new_message(data: bytes, attributes: Mapping[str, str]) -> Any:
+    """A raw message that never was in Pub/Sub: without an id and a time of publication."""
+    return _Message(data=data, attributes=attributes)
 
 
 def _parse(serialized: bytes) -> Any:

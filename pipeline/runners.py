@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pipeline import credentials
 from pipeline.local_engine.signals import CANCELLED_EXIT_CODE, Signals
@@ -23,16 +24,21 @@ class StartError(Exception):
 
 
 def start(arguments: list[str]) -> int:
-    """Runs or submits the job that the arguments describe; returns the exit code."""
+    """Runs or submits the streaming job that the arguments describe; returns the exit code."""
+    return guarded(_dispatch, arguments)
+
+
+def guarded(dispatch: Callable[[list[str], Signals], int], arguments: list[str]) -> int:
+    """Sets up logs and signals for a job; an error that its starter can mend becomes a sentence and 2."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT)
     logging.getLogger("apache_beam.typehints").setLevel(logging.WARNING)  # it tells of each annotation
     signals = Signals()  # before Beam is imported: a drain may come while that takes its time
     try:
         from pipeline.local_engine.runs import UnsupportedGraphError
-        from pipeline.options import OptionsError, parse
+        from pipeline.options import OptionsError
 
         try:
-            return _dispatch(parse(arguments), signals)
+            return dispatch(arguments, signals)
         except (
             OptionsError,
             UnsupportedGraphError,
@@ -45,11 +51,20 @@ def start(arguments: list[str]) -> int:
         signals.close()
 
 
-def _dispatch(options: SigninOptions, signals: Signals) -> int:
+def quieten_beam() -> None:
+    """Beam's worker logs each failing bundle with its traceback; the local engine tells the same once."""
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    for name in ("apache_beam.runners.worker", "apache_beam.runners.common"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _dispatch(arguments: list[str], signals: Signals) -> int:
     from apache_beam.options.pipeline_options import StandardOptions
 
-    from pipeline.options import OptionsError
+    from pipeline.options import OptionsError, parse
+    from pipeline.user_signin import build
 
+    options = parse(arguments)
     runner = options.view_as(StandardOptions).runner or "LocalRunner"
     if runner == "LocalRunner":
         return _run_locally(options, signals)
@@ -57,7 +72,7 @@ def _dispatch(options: SigninOptions, signals: Signals) -> int:
     if runner == "DirectRunner":
         return _run_directly(options)
     if runner == "DataflowRunner":
-        return _submit(options)
+        return submit(options, lambda pipeline: build(pipeline, options))
     raise OptionsError(f"--runner {runner} is none of LocalRunner, DirectRunner, DataflowRunner.")
 
 
@@ -66,13 +81,10 @@ def _run_locally(options: SigninOptions, signals: Signals) -> int:
     from pipeline.local_engine.session import Session
     from pipeline.user_signin import build
 
-    # Beam's worker logs each failing bundle with its traceback; the engine tells the same once.
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    for name in ("apache_beam.runners.worker", "apache_beam.runners.common"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quieten_beam()
     credentials.require_for_emulated()
     emulator = credentials.bigquery_emulator()
-    _ensure_tables(options, emulator)
+    ensure_tables(options, emulator)
     source = ReadLeasedMessages(options.timestamp_attribute)
     return Session(options, lambda pipeline: build(pipeline, options, source, emulator), signals).run()
 
@@ -85,7 +97,7 @@ def _run_directly(options: SigninOptions) -> int:
 
     credentials.require_for_emulated()
     emulator = credentials.bigquery_emulator()
-    _ensure_tables(options, emulator)
+    ensure_tables(options, emulator)
     options.id_label = "none"  # which this runner refuses
     # By its usual name it would first download another runner, which cannot read Pub/Sub.
     pipeline = beam.Pipeline(runner=BundleBasedDirectRunner(), options=options)
@@ -97,13 +109,12 @@ def _run_directly(options: SigninOptions) -> int:
     return 0
 
 
-def _submit(options: SigninOptions) -> int:
+def submit(options: SigninOptions, build: Callable[[Any], None]) -> int:
     """Submits to Dataflow and does not wait; a template's launcher must end when the job begins."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import GoogleCloudOptions, TestOptions
 
     from pipeline.options import OptionsError
-    from pipeline.user_signin import build
 
     dry_run = options.view_as(TestOptions).dry_run
     cloud = options.view_as(GoogleCloudOptions)
@@ -114,9 +125,9 @@ def _submit(options: SigninOptions) -> int:
         _require_reachable(options)
         if cloud.update:
             _require_active(options)
-        _ensure_tables(options, "")
+        ensure_tables(options, "")
     pipeline = beam.Pipeline(runner="DataflowRunner", options=options)
-    build(pipeline, options)
+    build(pipeline)
     pipeline.run()
     return 0
 
@@ -138,19 +149,26 @@ def _require_reachable(options: SigninOptions) -> None:
         )
 
 
-def _ensure_tables(options: SigninOptions, emulator: str) -> None:
-    """Makes the tables in the BigQuery of the emulator's URL, or in Google's own if that is empty."""
+def ensure_tables(options: SigninOptions, emulator: str) -> None:
+    """Makes the tables in the BigQuery of the emulator's URL, or in Google's own if that is empty.
+
+    Raises StartError where they cannot be made, or where they are there and cannot take the rows.
+    """
     from google.api_core.exceptions import GoogleAPIError
 
-    from transforms.bigquery_tables import client, ensure_tables
+    from transforms import bigquery_tables
 
-    if options.create_disposition == "CREATE_IF_NEEDED":
-        table, dead_letter_table = options.tables()
-        try:
-            with client(options.project(), emulator) as bigquery:
-                ensure_tables(bigquery, table, dead_letter_table)
-        except GoogleAPIError as error:
-            raise StartError(f"{table} and {dead_letter_table} cannot be made: {error}") from error
+    table, dead_letter_table = options.tables()
+    try:
+        with bigquery_tables.client(options.project(), emulator) as bigquery:
+            if options.create_disposition == "CREATE_IF_NEEDED":
+                bigquery_tables.ensure_tables(bigquery, table, dead_letter_table)
+            else:
+                bigquery_tables.require_columns(bigquery, table, dead_letter_table)
+    except bigquery_tables.SchemaError as error:
+        raise StartError(str(error)) from error
+    except GoogleAPIError as error:
+        raise StartError(f"{table} and {dead_letter_table} cannot be made or read: {error}") from error
 
 
 def _require_active(options: SigninOptions) -> None:

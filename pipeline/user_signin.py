@@ -21,31 +21,12 @@ if TYPE_CHECKING:
 def build(pipeline: Any, options: SigninOptions, source: Any = None, bigquery_emulator: str = "") -> None:
     """Applies the graph to `pipeline`; `source` stands in for the read step of Dataflow.
 
-    `bigquery_emulator` is a URL; empty means Google. The labels are part of a running job: Dataflow
-    refuses an update that renames one.
+    `bigquery_emulator` is a URL; empty means Google.
     """
-    import apache_beam as beam
+    from pipeline.graph import write_messages
 
-    from transforms.bigquery_write import WriteDeadLetters, WriteSignins
-    from transforms.pubsub_message import DEAD_LETTERS, MessageExtractingFn
-
-    table, dead_letter_table = options.tables()
-    origin = {"pipeline_version": options.pipeline_version, "job_id": options.job_name()}
-    extracted = (
-        pipeline
-        | "Read messages from Pub/Sub" >> (source or _pubsub_source(options))
-        | "Extract sign-ins from messages"
-        >> beam.ParDo(MessageExtractingFn(**origin)).with_outputs(DEAD_LETTERS, main="rows")
-    )
-    written = extracted.rows | "Write sign-ins to BigQuery" >> WriteSignins(
-        table, emulator_host=bigquery_emulator, **origin
-    )
-    (
-        (extracted[DEAD_LETTERS], written[DEAD_LETTERS])
-        | "Gather dead letters" >> beam.Flatten()
-        | "Write dead letters to BigQuery"
-        >> WriteDeadLetters(dead_letter_table, emulator_host=bigquery_emulator)
-    )
+    messages = pipeline | "Read messages from Pub/Sub" >> (source or _pubsub_source(options))
+    write_messages(messages, options, bigquery_emulator)
 
 
 def _pubsub_source(options: SigninOptions) -> Any:

@@ -18,6 +18,9 @@ from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow
 from service.db import Database
+from service.dead_letters import routes as dead_letters
+from service.dead_letters.replayer import Replayer
+from service.dead_letters.table import DeadLetterTable
 from service.edge import Edge
 from service.errors import ConfigError
 from service.google_rest import GoogleRest
@@ -62,6 +65,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     app.state.metrics = metrics or Metrics()
     app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
     app.include_router(jobs.router)
+    app.include_router(dead_letters.router)
     app.include_router(health.router)
     app.include_router(scrape.router)
     problems.install(app, app.state.metrics)
@@ -97,6 +101,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             settings.publish_patience_seconds + settings.outbox_deadline_seconds + _PUBLISHER_GRACE_SECONDS
         )
         stack.push_async_callback(_closed, "publisher", publisher.close, publishing)
+        table = DeadLetterTable(settings)
+        stack.push_async_callback(_closed, "dead letters", table.close, CLOSE_DEADLINE_SECONDS)
+        replayer = Replayer(database, outbox, table)
         dataflow = Dataflow(clients, settings, metrics)
         reconciler = Reconciler(database, dataflow, settings, metrics=metrics)
         app.state.clients = clients
@@ -104,6 +111,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.outbox = outbox
         app.state.breaker = breaker
         app.state.publisher = publisher
+        app.state.dead_letters = table
+        app.state.replayer = replayer
         app.state.dataflow = dataflow
         app.state.reconciler = reconciler
         app.state.outbox_watch = scrape.OutboxWatch(outbox)
@@ -116,6 +125,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             ("reconciler", reconciler.run()),
             ("relay", relay.run()),
             ("metrics", metrics.run()),
+            ("replayer", replayer.run()),
         ):
             task = asyncio.create_task(work, name=name)
             stack.push_async_callback(_ended, task)

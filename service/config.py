@@ -24,6 +24,7 @@ class Pipeline(BaseModel):
     template_metadata: Path | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
     environment: LaunchEnvironment = LaunchEnvironment.model_construct()
+    reads_subscription: bool = True  # the one of the settings, unless a job names another source
 
 
 class Settings(BaseSettings):
@@ -122,6 +123,14 @@ class Settings(BaseSettings):
         {"sdk_container_image": [], "service_account_email": []},
         description="Patterns (`*`) of values that a request may name, by field of the environment, as JSON; "
         "an empty list allows none, a field that is not listed takes any",
+    )
+    backfill_template_path: str = Field(
+        "gs://signin-local/templates/backfill-signin.json",
+        description="Flex Template spec of backfill-signin",
+    )
+    backfill_template_metadata: Path | None = Field(
+        None,
+        description="File with the parameters of backfill-signin; without it, they are read from its template",
     )
     dataflow_deadline_seconds: float = Field(30.0, gt=0, description="Deadline of one Dataflow call")
     reconcile_interval_seconds: float = Field(

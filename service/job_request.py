@@ -64,7 +64,7 @@ def parameters_of(asked: Mapping[str, str], pipeline: Pipeline, settings: Settin
     parameters = {**pipeline.parameters, **asked}
     if "input_topic" in asked:
         parameters.pop("input_subscription", None)
-    elif "input_topic" not in parameters:
+    elif "input_topic" not in parameters and pipeline.reads_subscription:
         parameters.setdefault("input_subscription", settings.subscription_path)
     return parameters
 

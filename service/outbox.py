@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -95,6 +95,34 @@ class Outbox:
         if self._stuck or time.monotonic() < self._broken_until:
             raise DatabaseUnavailableError(_NO_ANSWER, retry_after_seconds=1)
         await self._group_commit.add(rows, size)
+
+    async def spool_from(
+        self, choose: Callable[[AsyncConnection], Awaitable[Sequence[tuple[bytes, Mapping[str, str]]]]]
+    ) -> None:
+        """Commits what `choose` writes and the messages that it returns, all or nothing.
+
+        Raises DatabaseUnavailableError, after which it may be committed nevertheless, and what `choose`
+        raises. The caller sees to it that there is room.
+        """
+        rows: list[NewRow] = []
+
+        async def work() -> None:
+            async with self._writing() as connection:
+                rows.extend(_row(data, attributes) for data, attributes in await choose(connection))
+                await outbox_store.insert_within(connection, rows, self._clock())
+
+        await self._in_time(work())
+        self.rows += len(rows)
+        self.bytes += sum(row.b for row in rows)
+        self.arrived.set()
+
+    def has_room(self, rows: int, size: int) -> bool:
+        """Tells whether so many more events, of `size` bytes in all, are within the bounds."""
+        try:
+            self._require_room(rows, size)
+        except OutboxFullError:
+            return False
+        return True
 
     def _require_room(self, rows: int, size: int) -> None:
         surplus_rows = self.rows + self._group_commit.rows + rows - self._max_rows

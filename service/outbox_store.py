@@ -89,11 +89,27 @@ def is_sqlite(connection: AsyncConnection) -> bool:
 async def insert(database: Database, rows: Sequence[NewRow], at: datetime) -> None:
     """Adds the rows in their order, in a transaction of their own."""
     if database.is_sqlite:
-        created_at = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as UtcDateTime stores it
-        pieces = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
-        await database.write_at_once([_insert_sqlite(piece, created_at) for piece in pieces])
+        await database.write_at_once(_inserts_sqlite(rows, at))
     else:
         await database.write_by_itself(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
+
+
+async def insert_within(connection: AsyncConnection, rows: Sequence[NewRow], at: datetime) -> None:
+    """Adds the rows in their order, in the transaction of `connection`."""
+    if not rows:
+        return
+    if is_sqlite(connection):
+        for statement, values in _inserts_sqlite(rows, at):
+            await connection.exec_driver_sql(statement, tuple(values))
+    else:
+        await connection.execute(_INSERT_POSTGRESQL, {"at": at, "rows": _encode(rows).decode()})
+
+
+def _inserts_sqlite(rows: Sequence[NewRow], at: datetime) -> list[tuple[str, list[Any]]]:
+    """The statements that insert the rows, each with its values."""
+    created_at = at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")  # as UtcDateTime stores it
+    pieces = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    return [_insert_sqlite(piece, created_at) for piece in pieces]
 
 
 def _insert_sqlite(rows: Sequence[NewRow], created_at: str) -> tuple[str, list[Any]]:

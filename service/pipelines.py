@@ -1,4 +1,4 @@
-"""The pipelines that jobs may be launched of: `user-signin`, and those of the settings."""
+"""The pipelines that jobs may be launched of: `user-signin`, `backfill-signin`, and those of the settings."""
 
 from __future__ import annotations
 
@@ -9,23 +9,30 @@ from service.errors import InvalidRequestError, UnknownPipelineError
 from service.launch_environment import LaunchEnvironment
 
 BUILT_IN = "user-signin"
+BACKFILL = "backfill-signin"
 
 
 def pipeline_of(settings: Settings, name: str) -> Pipeline:
     """Raises UnknownPipelineError."""
     if name in settings.pipelines:
         return settings.pipelines[name]
-    if name == BUILT_IN:
+    built_in = {
+        BUILT_IN: (settings.template_path, settings.template_metadata),
+        BACKFILL: (settings.backfill_template_path, settings.backfill_template_metadata),
+    }
+    if name in built_in:
+        template_path, metadata = built_in[name]
         return Pipeline.model_construct(
-            template_path=settings.template_path,
-            template_metadata=settings.template_metadata,
+            template_path=template_path,
+            template_metadata=metadata,
             parameters={
                 "output_table": settings.table,
                 "dead_letter_table": settings.dead_letter_table,
             },
             environment=LaunchEnvironment.model_construct(),
+            reads_subscription=name == BUILT_IN,
         )
-    known = sorted({BUILT_IN, *settings.pipelines})
+    known = sorted({*built_in, *settings.pipelines})
     raise UnknownPipelineError(f"Pipelines: {', '.join(known)}.")
 
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from transforms import bigquery_insert
+from transforms import bigquery_writer
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA
 
 PROJECT = "signin-local"
@@ -51,8 +51,7 @@ def set_faults(url: str, *faults: dict[str, Any]) -> None:
 
 def forget_clients() -> None:
     """Closes the clients of this process, as its end would."""
-    bigquery_insert.shared_client.cache_clear()
-    bigquery_insert.shared_columns.cache_clear()
+    bigquery_writer.close_all()
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -73,7 +72,7 @@ class StrictBigQuery:
         self.sizes: list[int] = []
         self.taken: list[dict[str, Any]] = []
         self.table_reads = 0
-        self.columns = columns or [c["name"] for c in [*SIGNIN_SCHEMA, *DEAD_LETTER_SCHEMA]]
+        self.columns = columns  # of the tables; None: those that they are made with
         self._server = _QuietServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -88,6 +87,13 @@ class StrictBigQuery:
         forget_clients()
         self._server.server_close()
 
+    def fields(self, table: str) -> list[dict[str, Any]]:
+        schema = DEAD_LETTER_SCHEMA if "letters" in table else SIGNIN_SCHEMA
+        if self.columns is None:
+            return schema
+        known = {column["name"]: column for column in schema}
+        return [known.get(name, {"name": name, "type": "STRING"}) for name in self.columns]
+
     def insert_all(self, body: bytes) -> Answer:
         request = json.loads(body)
         rows = [entry["json"] for entry in request["rows"]]
@@ -95,12 +101,17 @@ class StrictBigQuery:
         self.sizes.append(len(body))
         assert request["skipInvalidRows"] is True
         assert not request.get("ignoreUnknownValues")
-        assert all(entry["insertId"] is None for entry in request["rows"])
+        assert all(entry.get("insertId") is None for entry in request["rows"])
         assert len(body) <= MAX_REQUEST_BYTES
         assert len(rows) <= 50_000
-        assert all(set(row) <= set(self.columns) for row in rows)
         step = self.script.pop(0) if self.script else (200, {})
         status, answer = step(rows) if callable(step) else step
+        unknown = {
+            index for index, row in enumerate(rows) if self.columns and not set(row) <= set(self.columns)
+        }
+        if status == 200 and unknown:
+            errors = [refusal(index, "invalid", message="no such field") for index in sorted(unknown)]
+            answer = {"insertErrors": [*answer.get("insertErrors", []), *errors]}
         if status == 200:
             failed = {error["index"] for error in answer.get("insertErrors", [])}
             self.taken += [row for index, row in enumerate(rows) if index not in failed]
@@ -114,8 +125,7 @@ class StrictBigQuery:
                 outer.table_reads += 1
                 _, project, _, dataset, _, table = self.path.partition("?")[0].split("/")[-6:]
                 reference = {"projectId": project, "datasetId": dataset, "tableId": table}
-                fields = [{"name": name, "type": "STRING"} for name in outer.columns]
-                self._answer(200, {"tableReference": reference, "schema": {"fields": fields}})
+                self._answer(200, {"tableReference": reference, "schema": {"fields": outer.fields(table)}})
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,75 +1,52 @@
-"""Rows reach BigQuery or become dead letters, through outages and refusals."""
+"""Rows reach BigQuery or become dead letters, whatever BigQuery answers: both of our own write methods."""
 
 from __future__ import annotations
 
 import base64
-import json
 import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import grpc
 import pytest
+from apache_beam.io.gcp.pubsub import PubsubMessage as BeamMessage
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from google.api_core.exceptions import Forbidden, NotFound
-from google.cloud import bigquery
-from hypothesis import example, given
+from google.rpc import code_pb2
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bigquery_servers import (
-    PROJECT,
-    StrictBigQuery,
-    failure,
-    local_bigquery,
-    refusal,
-    set_faults,
-)
-from transforms import bigquery_tables
-from transforms.bigquery_insert import InsertError, InsertPolicy, Target, insert, shared_client
-from transforms.bigquery_rows import TableRef, dead_letter_row, to_row
-from transforms.bigquery_write import WriteDeadLetters, WriteSignins, request_bytes
-from transforms.pubsub_message import DEAD_LETTERS, MessageExtractingFn
+from tests.append_rows_server import AppendRowsServer
+from tests.bigquery_servers import PROJECT, StrictBigQuery, failure, refusal
+from transforms import bigquery_writer
+from transforms.bigquery_delivery import WritePolicy, requests
+from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, TableRef, dead_letter_row, is_cut
+from transforms.bigquery_write import WriteDeadLetters, WriteSignins
 from transforms.signin_event import SigninEvent, encode
 
-POLICY = InsertPolicy(attempts=4, call_seconds=5, first_pause_seconds=0.01, longest_pause_seconds=0.02)
+POLICY = WritePolicy(attempts=4, call_seconds=5, first_pause_seconds=0.01, longest_pause_seconds=0.02)
 TABLE = TableRef(PROJECT, "user_signin", "signins")
 LETTERS = TableRef(PROJECT, "user_signin", "dead_letters")
 DATE = "2024-01-02T03:04:05.000006Z"
+METHODS = ("INSERT_ALL", "STORAGE_WRITE")
 
 
 def event(number: int) -> SigninEvent:
     return SigninEvent(f"user-{number}", DATE, f"id-{number}", {"n": str(number)})
 
 
-def rows_of(count: int) -> list[dict[str, Any]]:
-    return [to_row(event(number), DATE) for number in range(count)]
+def messages_of(count: int) -> list[bytes]:
+    return [encode(event(number)) for number in range(count)]
 
 
 class Result(NamedTuple):
     letters: list[dict[str, Any]]
     counters: Counter[str]
-
-
-def write(
-    rows: list[dict[str, Any]], url: str, table: TableRef = TABLE, policy: InsertPolicy = POLICY
-) -> Result:
-    """Runs WriteSignins as a pipeline of one bundle; the dead letters go by way of a list."""
-    _collected.clear()
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        written = (
-            pipeline
-            | beam.Create(rows, reshuffle=False)
-            | WriteSignins(table, emulator_host=url, policy=policy, pipeline_version="1.2", job_id="job-9")
-        )
-        _ = written[DEAD_LETTERS] | beam.Map(_collect)
-    counters: Counter[str] = Counter()
-    for counter in pipeline.result.metrics().query()["counters"]:
-        counters[counter.key.metric.name] += counter.committed
-    return Result(list(_collected), counters)
+    distributions: dict[str, Any]
 
 
 _collected: list[dict[str, Any]] = []
@@ -79,279 +56,352 @@ def _collect(row: dict[str, Any]) -> None:
     _collected.append(row)
 
 
-@pytest.fixture
-def strict() -> Iterator[StrictBigQuery]:
-    with StrictBigQuery() as server:
-        yield server
-
-
-def insert_strictly(strict: StrictBigQuery, rows: list[dict[str, Any]], policy: InsertPolicy = POLICY) -> Any:
-    """Calls `insert`; returns the refusals and the number of retries."""
-    retries: list[None] = []
-    client = bigquery_tables.client(PROJECT, strict.url)
-    try:
-        refusals = insert(Target(client, TABLE), rows, policy, lambda: retries.append(None))
-    finally:
-        client.close()
-    return refusals, len(retries)
-
-
-class Local(NamedTuple):
-    url: str
-    client: Any
-
-    def rows(self, table: TableRef) -> list[dict[str, Any]]:
-        query = self.client.query(f"SELECT * FROM `{table}`")
-        return [dict(row) for row in query.result(timeout=30)]
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    with local_bigquery(tmp_path_factory.mktemp("bigquery")) as url:
-        client = bigquery_tables.client(PROJECT, url)
-        yield Local(url, client)
-        client.close()
-
-
-@pytest.fixture
-def tables(local: Local, request: pytest.FixtureRequest) -> tuple[TableRef, TableRef]:
-    """Two fresh tables, named after the test."""
-    dataset = request.node.name[:200]
-    tables = TableRef(PROJECT, dataset, "signins"), TableRef(PROJECT, dataset, "dead_letters")
-    bigquery_tables.ensure_tables(local.client, *tables)
-    return tables
-
-
-def test_messages_become_rows_and_dead_letters_in_their_tables(
-    local: Local, tables: tuple[TableRef, TableRef]
-):
-    table, letters = tables
+def run_pipeline(elements: list[Any], step: Any) -> Result:
+    """Runs a step as a pipeline of one bundle; its output goes by way of a list."""
+    _collected.clear()
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        extracted = (
-            pipeline
-            | beam.Create(
-                [encode(event(1)), b"\x00\xff", b'{"userid":"u","date":"2017-10-17T20:57:17.338320"}']
-            )
-            | beam.ParDo(MessageExtractingFn(job_id="job-9")).with_outputs(DEAD_LETTERS, main="rows")
+        letters = pipeline | beam.Create(elements, reshuffle=False) | step
+        _ = letters | beam.Map(_collect)
+    found = pipeline.result.metrics().query()
+    counters: Counter[str] = Counter()
+    for counter in found["counters"]:
+        counters[counter.key.metric.name] += counter.committed
+    distributions = {d.key.metric.name: d.committed for d in found["distributions"]}
+    return Result(list(_collected), counters, distributions)
+
+
+class Servers:
+    """BigQuery's REST API and its Storage Write API, with the same words for what both can do."""
+
+    def __init__(self, method: str, rest: StrictBigQuery, append: AppendRowsServer) -> None:
+        self.method, self.rest, self.append = method, rest, append
+        self.table = append.create(TABLE, SIGNIN_SCHEMA)
+        self.letters = append.create(LETTERS, DEAD_LETTER_SCHEMA)
+
+    def write(self, messages: list[Any], policy: WritePolicy = POLICY) -> Result:
+        step = WriteSignins(
+            TABLE,
+            method=self.method,
+            emulator_host=self.rest.url,
+            storage_emulator_host=self.append.address,
+            policy=policy,
+            pipeline_version="1.2",
+            job_id="job-9",
         )
-        written = extracted.rows | WriteSignins(table, emulator_host=local.url, policy=POLICY)
-        (
-            (extracted[DEAD_LETTERS], written[DEAD_LETTERS])
-            | beam.Flatten()
-            | WriteDeadLetters(letters, emulator_host=local.url, policy=POLICY)
+        return run_pipeline(messages, step)
+
+    def write_letters(self, letters: list[dict[str, Any]], topic: Any = None) -> Counter[str]:
+        step = WriteDeadLetters(
+            LETTERS,
+            method=self.method,
+            emulator_host=self.rest.url,
+            storage_emulator_host=self.append.address,
+            policy=POLICY,
+            topic=topic,
         )
-    first, second = sorted(local.rows(table), key=lambda row: row["userid"])
-    assert first["userid"] == "u"
-    assert first["date"] == datetime(2017, 10, 17, 20, 57, 17, 338320, tzinfo=UTC)
-    assert (first["event_id"], first["published_at"], first["attributes"]) == (None, None, [])
-    assert second["date"] == datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
-    assert (second["event_id"], second["attributes"]) == ("id-1", [{"key": "n", "value": "1"}])
-    (letter,) = local.rows(letters)
-    assert (letter["reason"], letter["payload"], letter["job_id"]) == ("invalid_utf8", b"\x00\xff", "job-9")
+        return run_pipeline(letters, step).counters
+
+    def refuse(self, *userids: str) -> None:
+        """Refuses the rows of these users for good."""
+        self.append.refuse = lambda row: "bad user" if row.get("userid") in userids else ""
+
+        def judge(rows: list[dict[str, Any]]) -> Any:
+            bad = [index for index, row in enumerate(rows) if row.get("userid") in userids]
+            errors = [refusal(index, "invalid", message="bad user") for index in bad]
+            return 200, {"insertErrors": errors}
+
+        self.rest.script = [judge] * 100
+
+    def fail(self, *codes: tuple[Any, Any]) -> None:
+        """Each next call fails: an answer of REST, or a step of the AppendRows server."""
+        self.rest.script = [answer for answer, _ in codes]
+        self.append.script.extend(step for _, step in codes)
+
+    def taken(self) -> list[dict[str, Any]]:
+        return self.rest.taken if self.method == "INSERT_ALL" else self.table.rows
+
+    def taken_letters(self) -> list[dict[str, Any]]:
+        return self.rest.taken if self.method == "INSERT_ALL" else self.letters.rows
+
+    def requests(self) -> list[int]:
+        return (
+            [len(rows) for rows in self.rest.requests]
+            if self.method == "INSERT_ALL"
+            else self.append.requests
+        )
 
 
-def test_a_table_with_the_article_s_two_columns_gets_those_two(local: Local):
-    table = TableRef(PROJECT, "article", "signins")
-    local.client.create_dataset("article")
-    schema = [bigquery.SchemaField("userid", "STRING"), bigquery.SchemaField("date", "TIMESTAMP")]
-    local.client.create_table(bigquery.Table(str(table), schema))
-    assert write(rows_of(2), local.url, table).counters == {"rows_written": 2}
-    assert sorted(row["userid"] for row in local.rows(table)) == ["user-0", "user-1"]
+@pytest.fixture(params=METHODS)
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    with StrictBigQuery() as rest, AppendRowsServer() as append:
+        servers = Servers(request.param, rest, append)
+        yield servers
+        assert append.faults == []
 
 
-def test_an_outage_that_ends_costs_retries_and_nothing_else(local: Local, tables: tuple[TableRef, TableRef]):
-    set_faults(local.url, {"method": "insertAll", "code": "503", "times": 2})
-    result = write(rows_of(10), local.url, tables[0])
-    assert result.counters == {"rows_written": 10, "insert_retries": 2}
-    assert sorted(row["event_id"] for row in local.rows(tables[0])) == [f"id-{n}" for n in range(10)]
+def ids(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted(row["event_id"] for row in rows)
 
 
-def test_a_lost_answer_gives_duplicates_of_equal_event_id_and_loses_nothing(
-    local: Local, tables: tuple[TableRef, TableRef]
-):
-    set_faults(local.url, {"method": "insertAll", "code": "502", "times": 1, "after": True})
-    write(rows_of(3), local.url, tables[0])
-    assert Counter(row["event_id"] for row in local.rows(tables[0])) == {"id-0": 2, "id-1": 2, "id-2": 2}
+TRANSIENT = {
+    "503": ((503, {}), grpc.StatusCode.UNAVAILABLE),
+    "429": ((429, {}), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    "500": ((500, {}), code_pb2.INTERNAL),
+    "502": ((502, {}), code_pb2.ABORTED),
+    "504": ((504, {}), grpc.StatusCode.DEADLINE_EXCEEDED),
+    "quota": (failure(403, "quotaExceeded"), code_pb2.RESOURCE_EXHAUSTED),
+    "rate": (failure(403, "rateLimitExceeded"), grpc.StatusCode.ABORTED),
+    "backend": (failure(400, "backendError"), grpc.StatusCode.INTERNAL),
+    "reset": ((0, {}), grpc.StatusCode.UNKNOWN),
+}
 
 
-def test_an_outage_without_end_fails_the_bundle_after_a_bounded_number_of_calls(strict: StrictBigQuery):
-    strict.script = [failure(503)] * 100
+@pytest.mark.parametrize("trouble", list(TRANSIENT))
+def test_a_transient_failure_costs_retries_and_nothing_else(servers: Servers, trouble: str):
+    servers.fail(*[TRANSIENT[trouble]] * 2)
+    letters, counters, _ = servers.write(messages_of(10))
+    assert letters == []
+    assert counters["rows_written"] == 10
+    assert counters["write_retries"] == 2
+    assert ids(servers.taken()) == ids([{"event_id": f"id-{n}"} for n in range(10)])
+
+
+def test_an_outage_without_end_fails_the_bundle_after_a_bounded_number_of_calls(servers: Servers):
+    servers.fail(*[TRANSIENT["503"]] * 100)
     with pytest.raises(
         Exception, match=r"3 rows were not taken by signin-local\.user_signin\.signins in 4 calls"
     ):
-        write(rows_of(3), strict.url)
-    assert len(strict.requests) == POLICY.attempts
-    assert strict.taken == []
+        servers.write(messages_of(3))
+    left = servers.rest.script if servers.method == "INSERT_ALL" else servers.append.script
+    assert 100 - len(left) == POLICY.attempts
+    assert servers.taken() == []
 
 
-def test_a_refused_row_becomes_a_dead_letter_and_its_neighbours_are_written(strict: StrictBigQuery):
-    strict.script = [
-        (200, {"insertErrors": [refusal(1, "invalid", message="out of range", location="date")]})
-    ]
-    letters, counters = write(rows_of(3), strict.url)
-    assert counters == {"rows_written": 2, "rows_refused": 1}
-    assert [row["userid"] for row in strict.taken] == ["user-0", "user-2"]
-    (letter,) = letters
-    assert base64.b64decode(letter["payload"]) == encode(event(1))
-    assert (letter["stage"], letter["reason"], letter["detail"]) == (
-        "write",
-        "row_refused",
-        "invalid date: out of range",
-    )
-    assert (letter["event_id"], letter["publish_time"]) == ("id-1", DATE)
-    assert (letter["pipeline_version"], letter["job_id"]) == ("1.2", "job-9")
+def test_a_lost_answer_gives_duplicates_of_equal_event_id_and_loses_nothing(servers: Servers):
+    def lost(rows: list[dict[str, Any]]) -> Any:
+        servers.rest.taken += rows
+        return failure(502)
+
+    servers.fail((lost, "lost"))
+    servers.write(messages_of(3))
+    assert Counter(ids(servers.taken())) == {"id-0": 2, "id-1": 2, "id-2": 2}
 
 
-def test_a_row_refused_by_the_article_s_table_keeps_what_that_table_has_no_column_for():
-    with StrictBigQuery(columns=["userid", "date"]) as strict:
-        strict.script = [(200, {"insertErrors": [refusal(0, "invalid")]})]
-        (letter,) = write(rows_of(1), strict.url).letters
-    assert base64.b64decode(letter["payload"]) == encode(event(0))
-    assert letter["event_id"] == "id-0"
-
-
-def test_refusals_in_the_middle_of_a_bundle_come_out_as_well(strict: StrictBigQuery):
-    strict.script = [(200, {"insertErrors": [refusal(0, "invalid")]})] * 4
-    letters, counters = write(rows_of(7), strict.url, policy=replace(POLICY, max_rows=2))
-    assert [len(rows) for rows in strict.requests] == [2, 2, 2, 1]
-    assert [letter["event_id"] for letter in letters] == ["id-0", "id-2", "id-4", "id-6"]
-    assert counters == {"rows_written": 3, "rows_refused": 4}
-
-
-def test_refusals_of_a_request_that_was_full_in_bytes_come_out_as_well(strict: StrictBigQuery):
-    strict.script = [(200, {"insertErrors": [refusal(0, "invalid")]})] * 2
-    letters, _ = write(rows_of(2), strict.url, policy=replace(POLICY, max_bytes=1))
-    assert [letter["event_id"] for letter in letters] == ["id-0", "id-1"]
-
-
-def test_rows_that_were_stopped_by_a_neighbour_are_sent_again_without_it(strict: StrictBigQuery):
-    strict.script = [
-        (200, {"insertErrors": [refusal(0, "stopped"), refusal(1, "invalid"), refusal(2, "stopped")]}),
-        (200, {"insertErrors": [refusal(1, "backendError")]}),
-    ]
-    refusals, retries = insert_strictly(strict, rows_of(3))
-    assert [refused.row["userid"] for refused in refusals] == ["user-1"]
-    assert [[row["userid"] for row in rows] for rows in strict.requests[1:]] == [
-        ["user-0", "user-2"],
-        ["user-2"],
-    ]
-    assert sorted(row["userid"] for row in strict.taken) == ["user-0", "user-2"]
-    assert retries == 2
-
-
-def test_rows_that_stay_stopped_fail_the_bundle(strict: StrictBigQuery):
-    strict.script = [(200, {"insertErrors": [refusal(0, "stopped")]})] * 100
-    with pytest.raises(InsertError, match="put off by BigQuery"):
-        insert_strictly(strict, rows_of(1))
-    assert len(strict.requests) == POLICY.attempts
-
-
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        failure(429),
-        failure(500),
-        failure(502),
-        failure(503),
-        failure(504),
-        failure(403, "rateLimitExceeded"),
-        failure(400, "backendError"),
-        (0, {}),
-    ],
-    ids=str,
-)
-def test_a_transient_failure_is_tried_again(strict: StrictBigQuery, trouble: Any):
-    strict.script = [trouble, trouble]
-    assert insert_strictly(strict, rows_of(2)) == ([], 2)
-    assert strict.taken == rows_of(2)
-
-
-def test_a_call_without_an_answer_ends_at_its_deadline_and_is_tried_again(strict: StrictBigQuery):
+def test_a_call_without_an_answer_ends_at_its_deadline_and_is_tried_again(servers: Servers):
     answered = threading.Event()
 
     def stall(rows: list[dict[str, Any]]) -> Any:
         answered.wait(10)
         return failure(503)
 
-    strict.script = [stall]
-    assert insert_strictly(strict, rows_of(1), replace(POLICY, call_seconds=0.2)) == ([], 1)
+    servers.fail((stall, "silent"))
+    result = servers.write(messages_of(2), replace(POLICY, call_seconds=1.5))
     answered.set()
-    assert strict.taken == rows_of(1)
+    assert result.counters["write_retries"] == 1
+    assert ids(servers.taken()) == ["id-0", "id-1"]
+
+
+def test_refused_rows_become_dead_letters_and_their_neighbours_are_written(servers: Servers):
+    servers.refuse("user-1", "user-4")
+    letters, counters, _ = servers.write(messages_of(6))
+    assert ids(servers.taken()) == ["id-0", "id-2", "id-3", "id-5"]
+    assert counters["rows_written"] == 4
+    assert counters["rows_refused"] == counters["dead_letters_row_refused"] == 2
+    assert counters["signins_parsed"] == 6
+    assert [letter["event_id"] for letter in letters] == ["id-1", "id-4"]
+    assert {letter["stage"] for letter in letters} == {"write"}
+    assert {letter["reason"] for letter in letters} == {"row_refused"}
+    assert "bad user" in letters[0]["detail"]
+    assert (letters[0]["pipeline_version"], letters[0]["job_id"]) == ("1.2", "job-9")
+
+
+def test_a_refused_row_s_letter_has_the_message_as_it_came(servers: Servers):
+    servers.refuse("user-7")
+    body = b'{ "userid":"user-7", "unknown": [1], "date":"2024-01-02T03:04:05.000006" }'
+    message = BeamMessage(
+        body,
+        {"event_id": "id-7", "traceparent": "00-1"},
+        message_id="m-7",
+        publish_time=datetime(2024, 5, 6, tzinfo=UTC),
+    )
+    (letter,) = servers.write([message]).letters
+    assert base64.b64decode(letter["payload"]) == body
+    assert (letter["message_id"], letter["event_id"]) == ("m-7", "id-7")
+    assert letter["publish_time"] == "2024-05-06T00:00:00.000000Z"
+    assert {a["key"]: a["value"] for a in letter["attributes"]} == message.attributes
+
+
+def test_bad_messages_and_bad_rows_come_out_of_one_bundle(servers: Servers):
+    servers.refuse("user-2")
+    letters, counters, _ = servers.write([*messages_of(4), b"\xff", b"{}"])
+    assert Counter(letter["reason"] for letter in letters) == {
+        "row_refused": 1,
+        "invalid_utf8": 1,
+        "userid_missing": 1,
+    }
+    assert counters["dead_letters"] == 3
+    assert counters["rows_written"] == 3
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"), [(failure(404), NotFound), (failure(403, "accessDenied"), Forbidden)]
+    ("policy", "messages", "most"),
+    [
+        (replace(POLICY, max_rows=2), 9, 2),
+        (replace(POLICY, max_bytes=250), 9, 4),
+        (replace(POLICY, max_seconds=0), 600, 300),
+    ],
 )
-def test_what_is_wrong_with_the_table_is_told_at_once(strict: StrictBigQuery, answer: Any, expected: Any):
-    strict.script = [answer]
-    with pytest.raises(expected):
-        insert_strictly(strict, rows_of(1))
-    assert len(strict.requests) == 1
+def test_a_bundle_goes_in_requests_of_bounded_rows_bytes_and_time(
+    servers: Servers, policy: WritePolicy, messages: int, most: int
+):
+    servers.refuse("user-0", "user-5")
+    letters, _, _ = servers.write(messages_of(messages), policy)
+    assert 1 < max(servers.requests()) <= most
+    assert sorted(letter["event_id"] for letter in letters) == ["id-0", "id-5"]
+    assert len(ids(servers.taken())) == len(set(ids(servers.taken()))) == messages - 2
 
 
-def test_a_request_that_is_too_large_is_halved_until_the_one_row_is_found(strict: StrictBigQuery):
-    def limit(rows: list[dict[str, Any]]) -> Any:
-        return failure(413) if any(row["userid"] == "user-3" for row in rows) else (200, {})
-
-    strict.script = [limit] * 100
-    refusals, _ = insert_strictly(strict, rows_of(8))
-    assert [refused.row["userid"] for refused in refusals] == ["user-3"]
-    assert len(strict.taken) == 7
-
-
-def test_a_refusal_is_kept_when_the_rest_is_too_large(strict: StrictBigQuery):
-    stopped = [refusal(index, "stopped") for index in (1, 2)]
-    strict.script = [(200, {"insertErrors": [refusal(0, "invalid"), *stopped]}), failure(413)]
-    refusals, _ = insert_strictly(strict, rows_of(3))
-    assert [refused.row["userid"] for refused in refusals] == ["user-0"]
-    assert [row["userid"] for row in strict.taken] == ["user-1", "user-2"]
+def test_requests_stay_below_the_limit_in_bytes_whatever_the_text(servers: Servers):
+    long = [encode(SigninEvent(f"u{n}", DATE, f"id-{n}", {"a": "é😀\x7f" * 300})) for n in range(60)]
+    result = servers.write(long, replace(POLICY, max_bytes=30_000))
+    assert result.counters["rows_written"] == 60
+    sizes = servers.rest.sizes if servers.method == "INSERT_ALL" else servers.append.sizes
+    assert len(sizes) > 1
+    assert max(sizes) <= 31_000  # what surrounds the rows included
+    assert {row["attributes"][0]["value"] for row in servers.taken()} == {"é😀\x7f" * 300}
 
 
-def test_requests_stay_below_the_limit_in_bytes_whatever_the_text(strict: StrictBigQuery):
-    long = [replace(event(n), attributes={"a": "é😀\x7f\u0000" * 256}) for n in range(60)]
-    rows = [to_row(one) for one in long]
-    policy = replace(POLICY, max_bytes=100_000)
-    assert write(rows, strict.url, policy=policy).counters["rows_written"] == 60
-    assert len(strict.requests) > 1
-    assert max(strict.sizes) <= 100_000
-    assert strict.taken == rows
+def test_latency_freshness_and_bytes_are_measured(servers: Servers):
+    early = datetime.now(UTC) - timedelta(seconds=10)
+    late = datetime.now(UTC) - timedelta(seconds=2)
+    messages = [
+        BeamMessage(encode(event(n)), {}, message_id=str(n), publish_time=early if n < 5 else late)
+        for n in range(10)
+    ]
+    _, counters, distributions = servers.write(messages)
+    latency = distributions["publish_to_row_latency_ms"]
+    assert latency.count == 2
+    assert 2_000 <= latency.min < 10_000 <= latency.max < 60_000
+    assert distributions["row_freshness_ms"].count == 1
+    assert distributions["row_freshness_ms"].max == latency.max
+    size = servers.rest.sizes[0] if servers.method == "INSERT_ALL" else servers.append.sizes[0]
+    assert 0.5 * size < counters["bytes_written"] <= size + 10
 
 
-@given(st.dictionaries(st.text(max_size=9), st.text(st.characters(exclude_categories=("Cs",)), max_size=99)))
-@example({"x": "\x7f" * 1000})
-@example({"x": "é€😀\x00" * 1000})
-def test_the_size_of_a_row_is_never_underestimated(row: dict[str, str]):
-    assert request_bytes(row) >= len(json.dumps({"json": row, "insertId": None})) + 2
+def test_what_the_table_has_no_column_for_is_not_sent():
+    with StrictBigQuery(columns=["userid", "date"]) as rest, AppendRowsServer() as append:
+        for method in METHODS:
+            servers = Servers(method, rest, append)
+            servers.table = append.create(TABLE, SIGNIN_SCHEMA[:2])
+            assert servers.write(messages_of(2)).counters["rows_written"] == 2
+            assert [set(row) for row in servers.taken()] == [{"userid", "date"}] * 2
 
 
-def test_client_and_columns_are_made_once_for_all_bundles(strict: StrictBigQuery):
+def test_a_table_that_loses_columns_under_way_gets_its_rows_without_them(servers: Servers):
+    assert servers.write(messages_of(2)).counters["rows_written"] == 2
+    servers.rest.columns = ["userid", "date", "event_id"]
+    servers.append.create(TABLE, SIGNIN_SCHEMA[:3]).rows = servers.table.rows
+    servers.append.script.append(grpc.StatusCode.UNAVAILABLE)  # a schema is looked at when a call begins
+    age_columns()
+    letters, counters, _ = servers.write(messages_of(4)[2:])
+    assert letters == []
+    assert counters["rows_written"] == 2
+    assert ids(servers.taken()) == ["id-0", "id-1", "id-2", "id-3"]
+    assert "attributes" not in servers.taken()[-1]
+
+
+def test_a_new_column_is_filled_without_a_restart(servers: Servers):
+    servers.rest.columns = ["userid", "date"]
+    servers.table = servers.append.create(TABLE, SIGNIN_SCHEMA[:2])
+    servers.write(messages_of(1))
+    servers.rest.columns = None
+    servers.table.schema[:] = SIGNIN_SCHEMA
+    servers.table.has_changed = True
+    quick = replace(POLICY, columns_seconds=300.0)
+    servers.write(messages_of(1), quick)
+    if servers.method == "INSERT_ALL":  # which has no way to tell
+        age_columns(1000)
+    servers.write(messages_of(1), quick)
+    assert "event_id" in servers.taken()[-1]
+
+
+def test_a_needed_column_of_another_type_fails_the_bundle_and_names_both_types(servers: Servers):
+    servers.rest.columns = ["userid", "when"]
+    with pytest.raises(Exception, match=r"signin-local\.user_signin\.signins has no column date of the type"):
+        servers.write(messages_of(1))
+    assert servers.taken() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "step", "text"),
+    [
+        (failure(404), grpc.StatusCode.NOT_FOUND, "(?i)not.?found|404"),
+        (failure(403, "accessDenied"), grpc.StatusCode.PERMISSION_DENIED, "403|PERMISSION_DENIED"),
+    ],
+)
+def test_what_is_wrong_with_the_table_is_told_at_once(servers: Servers, answer: Any, step: Any, text: str):
+    servers.fail((answer, step))
+    with pytest.raises(Exception, match=text):
+        servers.write(messages_of(1))
+    assert servers.taken() == []
+    assert servers.write(messages_of(1)).counters["rows_written"] == 1  # when it is mended
+
+
+def test_connections_and_columns_are_kept_from_bundle_to_bundle(servers: Servers):
     for _ in range(3):
-        write(rows_of(1), strict.url)
-    assert strict.table_reads == 1
-    assert shared_client(PROJECT, strict.url) is shared_client(PROJECT, strict.url)
+        servers.write(messages_of(1))
+    assert servers.rest.table_reads == 1
+    assert servers.append.connections == (servers.method == "STORAGE_WRITE")
 
 
-def test_a_table_without_a_needed_column_fails_the_bundle_and_names_it():
-    with StrictBigQuery(columns=["userid", "when"]) as strict:
-        with pytest.raises(Exception, match=r"signin-local\.user_signin\.signins has no column date"):
-            write(rows_of(1), strict.url)
-        assert strict.requests == []
+LETTER = dead_letter_row(
+    stage="decode",
+    reason="invalid_json",
+    detail="no",
+    payload=b"x",
+    attributes={"k": "v"},
+    message_id="m-1",
+    job_id="job-9",
+)
 
 
-def test_a_refused_dead_letter_fails_the_bundle(strict: StrictBigQuery):
-    strict.script = [(200, {"insertErrors": [refusal(0, "invalid")]})]
-    letter = dead_letter_row(stage="decode", reason="invalid_json", detail="no", payload=b"x")
-    pipeline = beam.Pipeline(runner=FnApiRunner())
-    _ = (
-        pipeline
-        | beam.Create([letter], reshuffle=False)
-        | WriteDeadLetters(LETTERS, emulator_host=strict.url, policy=POLICY)
-    )
-    with pytest.raises(Exception, match="1 dead letters were refused, the first: invalid"):
-        pipeline.run()
+def test_dead_letters_are_written_with_their_bytes(servers: Servers):
+    assert servers.write_letters([LETTER] * 3) == {"dead_letters_written": 3}
+    payload = servers.taken_letters()[0]["payload"]
+    assert (base64.b64decode(payload) if isinstance(payload, str) else payload) == b"x"
 
 
-def test_the_largest_dead_letter_fits_into_a_request(strict: StrictBigQuery):
+def test_a_refused_dead_letter_is_written_without_what_it_need_not_have(servers: Servers):
+    servers.append.refuse = lambda row: "bad" if "message_id" in row else ""
+
+    def judge(rows: list[dict[str, Any]]) -> Any:
+        bad = [index for index, row in enumerate(rows) if "message_id" in row]
+        return 200, {"insertErrors": [refusal(index, "invalid") for index in bad]}
+
+    servers.rest.script = [judge] * 9
+    assert servers.write_letters([LETTER, LETTER])["dead_letters_written"] == 2
+    kept = servers.taken_letters()[0]
+    assert (kept["stage"], kept["reason"]) == ("decode", "invalid_json")
+    assert "refused as it was" in kept["detail"]
+
+
+def test_a_dead_letter_that_is_refused_for_good_ends_there_counted_and_logged(
+    servers: Servers, caplog: pytest.LogCaptureFixture
+):
+    servers.append.refuse = lambda row: "bad" if row["reason"] == "invalid_json" else ""
+
+    def judge(rows: list[dict[str, Any]]) -> Any:
+        bad = [index for index, row in enumerate(rows) if row["reason"] == "invalid_json"]
+        return 200, {"insertErrors": [refusal(index, "invalid") for index in bad]}
+
+    servers.rest.script = [judge] * 9
+    counters = servers.write_letters([LETTER, LETTER | {"reason": "empty_body"}])
+    assert counters["dead_letters_refused"] == 1
+    assert counters["dead_letters_written"] == 1
+    assert "message m-1, is refused by signin-local.user_signin.dead_letters" in caplog.text
+
+
+def test_the_largest_dead_letter_fits_into_a_request(servers: Servers):
     attributes = {f"{n:03}" + "é" * 125: "\u0000" * 1024 for n in range(100)}  # the limits of Pub/Sub
     letter = dead_letter_row(
         stage="decode",
@@ -360,17 +410,33 @@ def test_the_largest_dead_letter_fits_into_a_request(strict: StrictBigQuery):
         payload=b"\xff" * 10_000_000,
         attributes=attributes,
     )
-    assert insert_strictly(strict, [letter]) == ([], 0)
-    assert request_bytes(letter) < InsertPolicy().max_bytes
+    assert is_cut(letter["detail"])
+    assert servers.write_letters([letter]) == {"dead_letters_written": 1}
 
 
-def test_the_steps_pickle():
-    for step in (WriteSignins(TABLE, job_id="j"), WriteDeadLetters(LETTERS)):
-        assert pickle.loads(pickle.dumps(step._write))._table in (TABLE, LETTERS)
+def age_columns(seconds: float = 10.0) -> None:
+    """Lets time pass since the columns were read."""
+    for writer in bigquery_writer._writers.values():
+        writer._read_at -= seconds
 
 
 @pytest.mark.parametrize("failures", range(1, 12))
 def test_the_pause_grows_and_is_bounded(failures: int):
-    policy = InsertPolicy()
+    policy = WritePolicy()
     longest = min(policy.first_pause_seconds * 2 ** (failures - 1), policy.longest_pause_seconds)
     assert longest / 2 <= policy.pause_seconds(failures) <= longest
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 7), st.integers(1, 120))
+def test_requests_cover_all_rows_once_and_stay_within_the_policy(sizes, max_rows, max_bytes):
+    parts = list(requests(sizes, WritePolicy(max_rows=max_rows, max_bytes=max_bytes)))
+    assert [index for start, stop in parts for index in range(start, stop)] == list(range(len(sizes)))
+    for start, stop in parts:
+        assert stop - start <= max_rows
+        assert sum(sizes[start:stop]) <= max_bytes or stop - start == 1
+
+
+def test_the_steps_pickle():
+    for method in METHODS:
+        write = WriteDeadLetters(LETTERS, method=method)._write
+        assert pickle.loads(pickle.dumps(write))._destination == write._destination

@@ -196,4 +196,4 @@ def test_a_pipeline_counts_what_it_parsed_and_what_it_refused():
 
 def test_the_step_pickles():
     fn = pickle.loads(pickle.dumps(MessageExtractingFn(pipeline_version="1", job_id="j")))
-    assert fn._pipeline_version == "1"
+    assert fn._extractor._pipeline_version == "1"

@@ -56,6 +56,7 @@ DEAD_LETTER_PARTITIONING: dict[str, str] = {"type": "DAY", "field": "failed_at"}
 MAX_DEAD_LETTER_PAYLOAD_BYTES = 6_000_000
 MAX_DETAIL_CHARACTERS = 1000
 
+_CUT_MARK = re.compile(r" \(the first [0-9]+ of [0-9]+ bytes, SHA-256 [0-9a-f]{64}\)$")
 _PROJECT = re.compile(r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,61}[a-z0-9]")
 _DATASET = re.compile(r"[A-Za-z0-9_]{1,1024}")
 _TABLE = re.compile(r"[\w\- ]{1,1024}")
@@ -85,11 +86,26 @@ def parse_table(name: str, default_project: str) -> TableRef:
     return table
 
 
+def deduplicated(table: TableRef) -> TableRef:
+    """The name of the view that has each event of the table once."""
+    return table._replace(table=f"{table.table}_deduplicated")
+
+
+def deduplicating_query(table: TableRef) -> str:
+    """The view's query: of rows with one event id the one published first, and every row without one."""
+    return (
+        f"SELECT * FROM `{table}` WHERE event_id IS NULL UNION ALL "  # noqa: S608 - a name that was checked
+        f"SELECT * FROM `{table}` WHERE event_id IS NOT NULL QUALIFY "
+        "ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY published_at IS NULL, published_at) = 1"
+    )
+
+
 def to_row(event: SigninEvent, published_at: str | None = None) -> Row:
     """The row of a sign-in, NULLs left out; `published_at` is RFC 3339."""
     row: Row = {"userid": event.userid, "date": event.date}
-    if event.event_id is not None:
-        row["event_id"] = event.event_id
+    event_id = event.event_id
+    if event_id is not None:
+        row["event_id"] = event_id
     if published_at is not None:
         row["published_at"] = published_at
     if event.attributes:
@@ -145,6 +161,18 @@ def dead_letter_row(  # noqa: PLR0913 - one argument for each column
     }
     row.update({name: well_formed(text) for name, text in optional.items() if text})
     return row
+
+
+def shortened(letter: Row, refusal: str) -> Row:
+    """A dead letter that BigQuery refused, with no more than it needs: its payload, and why it is one."""
+    short = {name: letter[name] for name in ("failed_at", "stage", "reason", "payload")}
+    detail = f"refused as it was ({refusal[:300]}); {letter.get('detail', '')}"
+    return short | {"detail": well_formed(detail[-2 * MAX_DETAIL_CHARACTERS :])}
+
+
+def is_cut(detail: str | None) -> bool:
+    """Tells from the detail of a dead letter whether its payload is only a part of the message."""
+    return _CUT_MARK.search(detail or "") is not None
 
 
 def well_formed(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Appending rows to BigQuery by insertAll: the same steps on Dataflow and on one machine.
+"""Messages to rows in BigQuery in one step: the same steps on Dataflow and on one machine.
 
 A bundle ends only when BigQuery has acknowledged each of its rows or refused it for good, so what
 the runner commits is in a table. At least once: a bundle that fails halfway comes again whole.
@@ -6,185 +6,236 @@ the runner commits is in a table. At least once: a bundle that fails halfway com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import apache_beam as beam
-import msgspec
-from apache_beam import pvalue
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 
-from transforms.bigquery_insert import (
-    InsertError,
-    InsertPolicy,
-    Refusal,
-    Target,
-    insert,
-    shared_client,
-    shared_columns,
+from transforms import write_metrics
+from transforms.bigquery_delivery import WritePolicy
+from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, Row, TableRef, shortened
+from transforms.bigquery_stock import StockMethod, WriteRows
+from transforms.bigquery_writer import Destination, OwnMethod, Writer, shared_writer
+from transforms.dead_letter_topic import Topic, shared_publisher
+from transforms.pubsub_message import (
+    DEAD_LETTERS,
+    METRICS_NAMESPACE,
+    DeadLetter,
+    Extractor,
+    MessageExtractingFn,
 )
-from transforms.bigquery_rows import (
-    DEAD_LETTER_COLUMNS,
-    DEAD_LETTER_REQUIRED_COLUMNS,
-    SIGNIN_COLUMNS,
-    SIGNIN_REQUIRED_COLUMNS,
-    Row,
-    TableRef,
-    dead_letter_row,
-    from_row,
-)
-from transforms.pubsub_message import DEAD_LETTERS, METRICS_NAMESPACE
-from transforms.signin_event import encode
 
-_ENCODER = msgspec.json.Encoder()
-# What insertAll's JSON has around a row: its braces, the null insert id, spaces after colons and commas.
-_ROW_FRAME_BYTES = 256
-_NOT_ASCII = bytes(range(128, 256))
+WriteMethod = OwnMethod | StockMethod
+MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet
+_LOOK_ROWS = 256  # so many rows between two looks at the clock
+
+_log = logging.getLogger(__name__)
 
 
 class WriteSignins(beam.PTransform):  # type: ignore[misc]
-    """Appends sign-in rows to `table`; the output `DEAD_LETTERS` has the rows that BigQuery refuses.
+    """From messages (see `Extractor`) to rows of `table`; the output is the dead letters of all stages.
 
-    Such a dead letter has the stage `write` and the reason `row_refused`; its payload is the canonical
-    JSON of the sign-in, because the message's own bytes are no longer at hand. `emulator_host` is the
-    URL of an emulator; empty means Google. Columns that the table lacks are not sent.
+    A row that BigQuery refuses becomes a dead letter of the stage `write` with the reason `row_refused`
+    and the message's own bytes. The emulators are a URL and `host:port`; empty means Google. Columns that
+    the table lacks are not sent.
     """
 
     def __init__(
         self,
         table: TableRef,
         *,
+        method: WriteMethod = "INSERT_ALL",
         emulator_host: str = "",
-        policy: InsertPolicy | None = None,
+        storage_emulator_host: str = "",
+        policy: WritePolicy | None = None,
         pipeline_version: str = "",
         job_id: str = "",
     ) -> None:
         super().__init__()
-        self._write = _WriteSigninsFn(
-            table, emulator_host, policy or InsertPolicy(), pipeline_version, job_id
-        )
+        self._table = table
+        self._method = method
+        self._emulators = emulator_host, storage_emulator_host
+        self._policy = policy or WritePolicy()
+        self._origin = {"pipeline_version": pipeline_version, "job_id": job_id}
 
-    def expand(self, rows: Any) -> Any:
-        return rows | "Insert sign-ins" >> beam.ParDo(self._write).with_outputs(DEAD_LETTERS, main="written")
+    def expand(self, messages: Any) -> Any:
+        method = self._method
+        if method == "STORAGE_WRITE" or method == "INSERT_ALL":  # noqa: PLR1714 - so mypy follows
+            destination = Destination(self._table, method, *self._emulators)
+            write = WriteSigninsFn(destination, self._policy, Extractor(**self._origin))
+            return messages | "Extract and append sign-ins" >> beam.ParDo(write)
+        extracted = messages | "Extract sign-ins" >> beam.ParDo(
+            MessageExtractingFn(**self._origin)
+        ).with_outputs(DEAD_LETTERS, main="rows")
+        refused = extracted.rows | "Write rows" >> WriteRows(self._table, method, **self._origin)
+        return (extracted[DEAD_LETTERS], refused) | "Gather dead letters" >> beam.Flatten()
 
 
 class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
-    """Appends dead letters to `table`; one that is refused fails the bundle, so that it is not lost."""
+    """Appends dead letters to `table`, and publishes them to `topic` where there is one.
 
-    def __init__(
-        self, table: TableRef, *, emulator_host: str = "", policy: InsertPolicy | None = None
-    ) -> None:
-        super().__init__()
-        self._write = _WriteDeadLettersFn(table, emulator_host, policy or InsertPolicy())
-
-    def expand(self, rows: Any) -> Any:
-        return rows | "Insert dead letters" >> beam.ParDo(self._write)
-
-
-class _WriteRowsFn(beam.DoFn):  # type: ignore[misc]
-    """Collects rows into requests within the policy and sends the last one when the bundle ends."""
-
-    columns: frozenset[str]
-    required_columns: frozenset[str]
-    written_counter: str
-
-    def __init__(self, table: TableRef, emulator_host: str, policy: InsertPolicy) -> None:
-        super().__init__()
-        self._table = table
-        self._emulator_host = emulator_host
-        self._policy = policy
-        self._rows: list[Row] = []
-        self._bytes = 0
-
-    def start_bundle(self) -> None:
-        self._rows, self._bytes = [], 0
-
-    def process(self, row: Row) -> Iterable[Any]:
-        size = request_bytes(row)
-        outputs: list[Any] = []
-        if self._rows and self._bytes + size > self._policy.max_bytes:
-            outputs += self._flush()
-        self._rows.append(row)
-        self._bytes += size
-        if len(self._rows) >= self._policy.max_rows:
-            outputs += self._flush()
-        return outputs
-
-    def finish_bundle(self) -> Iterable[Any]:
-        for output in self._flush():
-            yield pvalue.TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
-
-    def refused(self, refusals: list[Refusal]) -> Iterator[pvalue.TaggedOutput]:
-        """What becomes of the rows that BigQuery refused."""
-        raise NotImplementedError
-
-    def _flush(self) -> list[Any]:
-        rows, self._rows, self._bytes = self._rows, [], 0
-        if not rows:
-            return []
-        retries = Metrics.counter(METRICS_NAMESPACE, "insert_retries")
-        refusals = insert(self._target(), rows, self._policy, retries.inc)
-        Metrics.counter(METRICS_NAMESPACE, self.written_counter).inc(len(rows) - len(refusals))
-        return list(self.refused(refusals)) if refusals else []
-
-    def _target(self) -> Target:
-        """The table with the columns that it has. Raises InsertError where it lacks one that a row needs."""
-        client = shared_client(self._table.project, self._emulator_host)
-        columns = shared_columns(self._table, self._emulator_host)
-        missing = self.required_columns - columns
-        if missing:
-            raise InsertError(f"{self._table} has no column {', '.join(sorted(missing))}")
-        return Target(client, self._table, None if columns >= self.columns else columns)
-
-
-class _WriteSigninsFn(_WriteRowsFn):
-    columns = SIGNIN_COLUMNS
-    required_columns = SIGNIN_REQUIRED_COLUMNS
-    written_counter = "rows_written"
+    One that BigQuery refuses is sent again without all that is not required; refused once more it is
+    counted and logged, and is in the topic alone.
+    """
 
     def __init__(
         self,
         table: TableRef,
-        emulator_host: str,
-        policy: InsertPolicy,
-        pipeline_version: str,
-        job_id: str,
+        *,
+        method: OwnMethod = "INSERT_ALL",
+        emulator_host: str = "",
+        storage_emulator_host: str = "",
+        policy: WritePolicy | None = None,
+        topic: Topic | None = None,
     ) -> None:
-        super().__init__(table, emulator_host, policy)
-        self._pipeline_version = pipeline_version
-        self._job_id = job_id
+        super().__init__()
+        destination = Destination(table, method, emulator_host, storage_emulator_host)
+        self._write = _WriteDeadLettersFn(destination, policy or WritePolicy(), topic)
 
-    def refused(self, refusals: list[Refusal]) -> Iterator[pvalue.TaggedOutput]:
-        Metrics.counter(METRICS_NAMESPACE, "rows_refused").inc(len(refusals))
-        for row, detail in refusals:
-            letter = dead_letter_row(
-                stage="write",
-                reason="row_refused",
-                detail=detail,
-                payload=encode(from_row(row)),
-                publish_time=row.get("published_at"),
-                event_id=row.get("event_id"),
-                pipeline_version=self._pipeline_version,
-                job_id=self._job_id,
-            )
-            yield pvalue.TaggedOutput(DEAD_LETTERS, letter)
+    def expand(self, letters: Any) -> Any:
+        return letters | "Append dead letters" >> beam.ParDo(self._write)
 
 
-class _WriteDeadLettersFn(_WriteRowsFn):
-    columns = DEAD_LETTER_COLUMNS
-    required_columns = DEAD_LETTER_REQUIRED_COLUMNS
-    written_counter = "dead_letters_written"
+class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
+    """Collects a bundle's rows into batches within the policy; the last one goes when the bundle ends.
 
-    def refused(self, refusals: list[Refusal]) -> Iterator[pvalue.TaggedOutput]:
-        raise InsertError(f"{len(refusals)} dead letters were refused, the first: {refusals[0].detail}")
+    Each message is held beside its row until that is acknowledged, so that its dead letter has it whole.
+    """
+
+    def __init__(self, destination: Destination, policy: WritePolicy, extractor: Extractor) -> None:
+        super().__init__()
+        self._destination = destination
+        self._policy = policy
+        self._extractor = extractor
+        self._reset()
+
+    def start_bundle(self) -> None:
+        self._extractor.begin()
+        self._reset()
+
+    def process(self, message: Any) -> Iterable[Row]:
+        row = self._extractor.extract(message)
+        if type(row) is DeadLetter:
+            return (dict(row),)
+        self._rows.append(row)
+        self._messages.append(message)
+        if len(self._rows) >= self._look_at or self._extractor.read_bytes > MAX_HELD_BYTES:
+            return self._look()
+        return ()
+
+    def finish_bundle(self) -> Iterable[Any]:
+        for letter in self._flush():
+            yield GlobalWindows.windowed_value(letter)
+        self._extractor.report()
+
+    def write(self, rows: list[Row]) -> dict[int, str]:
+        """Appends the rows; returns why some were refused, by index."""
+        written = _writer(self._destination, SIGNIN_SCHEMA, self._policy).write(rows, _count_retry)
+        write_metrics.count_rows(rows, written)
+        return dict(written.refused)
+
+    def _reset(self) -> None:
+        self._rows: list[Row] = []
+        self._messages: list[Any] = []
+        self._extractor.read_bytes = 0
+        self._look_at = 1
+        self._until = float("inf")
+
+    def _look(self) -> Iterable[Row]:
+        """Sends what is there if there is enough of it, or if the oldest has waited long enough."""
+        now = time.monotonic()
+        count = len(self._rows)
+        if count == 1:
+            self._until = now + self._policy.max_seconds
+        if (
+            count >= self._policy.max_rows
+            or (now >= self._until and count > 1)
+            or self._extractor.read_bytes > min(MAX_HELD_BYTES, self._policy.max_bytes)
+        ):
+            return self._flush()
+        self._look_at = min(count + _LOOK_ROWS, self._policy.max_rows)
+        return ()
+
+    def _flush(self) -> list[Row]:
+        rows, messages = self._rows, self._messages
+        self._reset()
+        if not rows:
+            return []
+        refused = self.write(rows)
+        self._extractor.parsed += len(rows)
+        if not refused:
+            return []
+        Metrics.counter(METRICS_NAMESPACE, "rows_refused").inc(len(refused))
+        refuse = self._extractor.refuse
+        return [
+            dict(refuse(messages[index], "write", "row_refused", detail, rows[index]))
+            for index, detail in refused.items()
+        ]
 
 
-def request_bytes(row: Row) -> int:
-    """No less than what the row takes in a request, in bytes; the client escapes all but printable ASCII."""
-    encoded = _ENCODER.encode(row)
-    size = len(encoded) + _ROW_FRAME_BYTES + 5 * encoded.count(b"\x7f")
-    if not encoded.isascii():
-        # Two bytes of UTF-8 become the six of \u00e9, three become six, four become twelve.
-        size += 2 * (len(encoded) - len(encoded.translate(None, _NOT_ASCII)))
-    return size
+class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, destination: Destination, policy: WritePolicy, topic: Topic | None) -> None:
+        super().__init__()
+        self._destination = destination
+        self._policy = policy
+        self._topic = topic
+        self._letters: list[Row] = []
+        self._bytes = 0
+
+    def start_bundle(self) -> None:
+        self._letters, self._bytes = [], 0
+
+    def process(self, letter: Row) -> None:
+        self._letters.append(letter)
+        self._bytes += len(letter["payload"])
+        if self._bytes > self._policy.max_bytes or len(self._letters) >= self._policy.max_rows:
+            self._flush()
+
+    def finish_bundle(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        letters, self._letters, self._bytes = self._letters, [], 0
+        if not letters:
+            return
+        self._append(letters)
+        if self._topic:
+            failed = shared_publisher(self._topic).publish(letters)
+            Metrics.counter(METRICS_NAMESPACE, "dead_letters_published").inc(len(letters) - failed)
+            if failed:
+                Metrics.counter(METRICS_NAMESPACE, "dead_letters_unpublished").inc(failed)
+
+    def _append(self, letters: list[Row]) -> None:
+        writer = _writer(self._destination, DEAD_LETTER_SCHEMA, self._policy)
+        refused = writer.write(letters, _count_retry).refused
+        written = len(letters) - len(refused)
+        if refused:
+            again = [shortened(letters[index], detail) for index, detail in refused.items()]
+            lost = writer.write(again, _count_retry).refused
+            written += len(again) - len(lost)
+            for index, detail in lost.items():
+                letter = again[index]
+                # Never its payload: what it holds is nobody's business here.
+                _log.error(
+                    "A dead letter of the stage %s, reason %s, message %s, is refused by %s: %s",
+                    letter["stage"],
+                    letter["reason"],
+                    letters[list(refused)[index]].get("message_id", "unknown"),
+                    self._destination.table,
+                    detail,
+                )
+            if lost:
+                Metrics.counter(METRICS_NAMESPACE, "dead_letters_refused").inc(len(lost))
+        Metrics.counter(METRICS_NAMESPACE, "dead_letters_written").inc(written)
+
+
+def _writer(destination: Destination, schema: list[dict[str, Any]], policy: WritePolicy) -> Writer:
+    return shared_writer(destination, schema, policy)
+
+
+def _count_retry() -> None:
+    Metrics.counter(METRICS_NAMESPACE, "write_retries").inc()

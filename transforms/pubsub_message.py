@@ -5,28 +5,27 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.metrics import Metrics
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from transforms import timestamps
-from transforms.bigquery_rows import Row, dead_letter_row, to_row
-from transforms.signin_event import (
-    UNDECODABLE,
-    EventError,
-    decode,
-    is_event_id,
-)
+from transforms.bigquery_rows import Row, Stage, dead_letter_row, to_row
+from transforms.replay import event_id_of
+from transforms.signin_event import UNDECODABLE, EventError, decode, decode_quickly, is_event_id
 
 DEAD_LETTERS = "dead_letters"
 METRICS_NAMESPACE = "signin"
-EVENT_ID_ATTRIBUTE = "event_id"
 
 _log = logging.getLogger(__name__)
 _NO_ATTRIBUTES: Mapping[str, str] = {}
+
+
+class DeadLetter(dict[str, Any]):
+    """The row of the dead-letter table that a message became, told from a sign-in's by its type."""
 
 
 class _Message(NamedTuple):
@@ -36,45 +35,84 @@ class _Message(NamedTuple):
     published_at: str | None
 
 
-class MessageExtractingFn(beam.DoFn):  # type: ignore[misc]
-    """Turns each message into a row, or into a dead letter on the output `DEAD_LETTERS`.
+class Extractor:
+    """Turns messages into rows or dead letters, and counts what it did until `report`.
 
-    A message is a raw protobuf `google.pubsub.v1.PubsubMessage`, Beam's `PubsubMessage`, or the bytes
-    of its payload alone. Rows and dead letters are dictionaries in the form that insertAll takes.
-    Counts, for each bundle: `signins_parsed`, `dead_letters` and `dead_letters_<reason>`.
+    A message is a raw protobuf `google.pubsub.v1.PubsubMessage`, Beam's `PubsubMessage`, or the bytes of
+    its payload alone. Rows and dead letters are dictionaries in the form that insertAll takes.
     """
 
     def __init__(self, *, pipeline_version: str = "", job_id: str = "") -> None:
-        super().__init__()
         self._pipeline_version = pipeline_version
         self._job_id = job_id
+        self.parsed = 0  # messages that became a row; whoever extracts counts them
+        self.read_bytes = 0  # of the payloads; whoever holds the messages sets it back
         self._counts: Counter[str] = Counter()
-        self._parsed = 0
-        self._publish_time: tuple[int, int] | None = None
+        self._seconds = self._nanos = 0
         self._publish_time_text: str | None = None
 
-    def start_bundle(self) -> None:
+    def begin(self) -> None:
+        """Forgets what was counted."""
+        self.parsed = 0
         self._counts = Counter()
-        self._parsed = 0
 
-    def process(self, element: Any) -> Iterable[Any]:
+    def extract(self, element: Any) -> Row | DeadLetter:
+        """The row of the message's sign-in, or its dead letter. Never raises."""
         try:
-            message = self._read(element)
-            try:
-                row = _row(message)
-            except EventError as error:
-                return (pvalue.TaggedOutput(DEAD_LETTERS, self._refuse(message, error)),)
+            if type(element) is bytes:
+                self.read_bytes += len(element)
+                return to_row(decode_quickly(element) or decode(element))
+            data = element.data
+            self.read_bytes += len(data)
+            event = decode_quickly(data) or decode(data)
+            attributes = None if event.event_id else element.attributes
+            event_id = event_id_of(attributes) if attributes else None
+            row = to_row(event, self._published_at(element.publish_time))
+            if event_id is not None and is_event_id(event_id):
+                row["event_id"] = event_id
         except Exception as error:  # noqa: BLE001 - the law: never an exception that Beam sees
-            _log.error("A message could not be read: %s", type(error).__name__)  # its text may quote the data
-            return (pvalue.TaggedOutput(DEAD_LETTERS, self._give_up(element, error)),)
-        self._parsed += 1
-        return (row,)
+            return self._letter(element, error)
+        return row
 
-    def finish_bundle(self) -> None:
-        if self._parsed:
-            Metrics.counter(METRICS_NAMESPACE, "signins_parsed").inc(self._parsed)
+    def refuse(
+        self, element: Any, stage: Stage, reason: str, detail: str, row: Row | None = None
+    ) -> DeadLetter:
+        """The dead letter of a message; `row` is what it became before it was refused."""
+        message = self._read(element)
+        event_id = row.get("event_id") if row else None
+        self._count(reason)
+        return DeadLetter(
+            dead_letter_row(
+                stage=stage,
+                reason=reason,
+                detail=detail,
+                payload=message.data,
+                attributes=message.attributes,
+                message_id=message.message_id,
+                publish_time=message.published_at,
+                event_id=event_id or event_id_of(message.attributes),
+                pipeline_version=self._pipeline_version,
+                job_id=self._job_id,
+            )
+        )
+
+    def report(self) -> None:
+        """Adds to Beam's counters: `signins_parsed`, `dead_letters` and `dead_letters_<reason>`."""
+        if self.parsed:
+            Metrics.counter(METRICS_NAMESPACE, "signins_parsed").inc(self.parsed)
         for name, count in self._counts.items():
             Metrics.counter(METRICS_NAMESPACE, name).inc(count)
+        self.begin()
+
+    def _letter(self, element: Any, error: Exception) -> DeadLetter:
+        try:
+            if isinstance(error, EventError):
+                stage: Stage = "decode" if error.code in UNDECODABLE else "validate"
+                return self.refuse(element, stage, error.code, error.detail)
+        except Exception as further:  # noqa: BLE001 - the message is stranger than its payload
+            error = further
+        _log.error("A message could not be read: %s", type(error).__name__)  # its text may quote the data
+        return self._give_up(element, error)
 
     def _read(self, element: Any) -> _Message:
         if isinstance(element, bytes):
@@ -89,65 +127,67 @@ class MessageExtractingFn(beam.DoFn):  # type: ignore[misc]
 
     def _published_at(self, publish_time: Any) -> str | None:
         """The text of a datetime or of a protobuf Timestamp; None where it is not set or out of range."""
+        if type(publish_time) is Timestamp:
+            seconds, nanos = publish_time.seconds, publish_time.nanos
+            # All messages of one Publish call share their time.
+            if nanos != self._nanos or seconds != self._seconds:
+                self._seconds, self._nanos = seconds, nanos
+                self._publish_time_text = _timestamp_text(publish_time)
+            return self._publish_time_text
         if publish_time is None:
             return None
-        if hasattr(publish_time, "nanos"):
-            key = (publish_time.seconds, publish_time.nanos)
-            if key != self._publish_time:  # all messages of one Publish call share their time
-                self._publish_time, self._publish_time_text = key, _timestamp_text(publish_time)
-            return self._publish_time_text
         try:
             return timestamps.from_datetime(publish_time)
         except OverflowError:
             return None
 
-    def _refuse(self, message: _Message, error: EventError) -> Row:
-        row = dead_letter_row(
-            stage="decode" if error.code in UNDECODABLE else "validate",
-            reason=error.code,
-            detail=error.detail,
-            payload=message.data,
-            attributes=message.attributes,
-            message_id=message.message_id,
-            publish_time=message.published_at,
-            event_id=message.attributes.get(EVENT_ID_ATTRIBUTE),
-            pipeline_version=self._pipeline_version,
-            job_id=self._job_id,
-        )
-        self._count(error.code)
-        return row
-
-    def _give_up(self, element: Any, error: Exception) -> Row:
+    def _give_up(self, element: Any, error: Exception) -> DeadLetter:
         """The dead letter of an error that nobody foresaw: it keeps what is surely there."""
         data = element if isinstance(element, bytes) else getattr(element, "data", b"")
         if isinstance(data, str):
             data = data.encode("utf-8", "backslashreplace")
         attributes = getattr(element, "attributes", None)
         texts = attributes.items() if isinstance(attributes, Mapping) else ()
-        row = dead_letter_row(
-            stage="validate",
-            reason="internal_error",
-            detail=f"{type(error).__name__} at a message of the type {type(element).__name__}",
-            payload=data if isinstance(data, bytes) else b"",
-            attributes={k: v for k, v in texts if isinstance(k, str) and isinstance(v, str)},
-            pipeline_version=self._pipeline_version,
-            job_id=self._job_id,
-        )
         self._count("internal_error")
-        return row
+        return DeadLetter(
+            dead_letter_row(
+                stage="validate",
+                reason="internal_error",
+                detail=f"{type(error).__name__} at a message of the type {type(element).__name__}",
+                payload=data if isinstance(data, bytes) else b"",
+                attributes={k: v for k, v in texts if isinstance(k, str) and isinstance(v, str)},
+                pipeline_version=self._pipeline_version,
+                job_id=self._job_id,
+            )
+        )
 
     def _count(self, reason: str) -> None:
         self._counts["dead_letters"] += 1
         self._counts[f"dead_letters_{reason}"] += 1
 
 
-def _row(message: _Message) -> Row:
-    event = decode(message.data)
-    if event.event_id is None:
-        event_id = message.attributes.get(EVENT_ID_ATTRIBUTE)
-        if event_id is not None and is_event_id(event_id):
-            event = replace(event, event_id=event_id)
-    return to_row(event, message.published_at)
+class MessageExtractingFn(beam.DoFn):  # type: ignore[misc]
+    """Turns each message into a row, or into a dead letter on the output `DEAD_LETTERS`.
+
+    What a message is, and what is counted for each bundle, is said at `Extractor`.
+    """
+
+    def __init__(self, *, pipeline_version: str = "", job_id: str = "") -> None:
+        super().__init__()
+        self._extractor = Extractor(pipeline_version=pipeline_version, job_id=job_id)
+
+    def start_bundle(self) -> None:
+        self._extractor.begin()
+
+    def process(self, element: Any) -> Iterable[Any]:
+        row = self._extractor.extract(element)
+        if type(row) is DeadLetter:
+            return (pvalue.TaggedOutput(DEAD_LETTERS, dict(row)),)
+        self._extractor.parsed += 1
+        return (row,)
+
+    def finish_bundle(self) -> None:
+        self._extractor.report()
 
 
 def _timestamp_text(timestamp: Any) -> str | None:

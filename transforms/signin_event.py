@@ -8,11 +8,10 @@ mark, `NaN`, an unpaired surrogate or nesting deeper than `MAX_NESTING` is not J
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -60,14 +59,13 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _JSON_SPACE = b" \t\n\r"
 
 
-@dataclass(frozen=True, slots=True)
-class SigninEvent:
+class SigninEvent(msgspec.Struct, frozen=True):
     """A valid sign-in; `date` is UTC as `YYYY-MM-DDTHH:MM:SS.ffffffZ`."""
 
     userid: str
     date: str
     event_id: str | None = None
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = {}
 
 
 class EventError(ValueError):
@@ -87,21 +85,16 @@ class EventError(ValueError):
         return f"{self.code}: {self.detail}"
 
 
-class _Wire(msgspec.Struct):
-    userid: str
-    date: str
-    event_id: str | None = None
-    attributes: dict[str, str] | None = None
-
-
-class _StrictWire(_Wire, forbid_unknown_fields=True):
+class _StrictEvent(SigninEvent, forbid_unknown_fields=True, frozen=True):
     pass
 
 
-_DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
-    "ignore": msgspec.json.Decoder(_Wire),
-    "refuse": msgspec.json.Decoder(_StrictWire),
+_DECODERS: Mapping[str, Callable[[bytes], SigninEvent]] = {
+    "ignore": msgspec.json.Decoder(SigninEvent).decode,
+    "refuse": msgspec.json.Decoder(_StrictEvent).decode,
 }
+# With deeper nesting than allowed a sign-in has at least these many brackets, and its two fields besides.
+_SHALLOW_BYTES = 2 * MAX_NESTING + len('{"userid":"u","date":"2017-10-17T20:57:17"}')
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT = msgspec.json.Decoder(str)
 _ENCODER = msgspec.json.Encoder()
@@ -114,7 +107,7 @@ def decode(
 
     `latest` (with a time zone) is the last moment that `date` may name.
     """
-    event = _decode_typed(data, unknown_fields)
+    event = decode_quickly(data, _DECODERS[unknown_fields])
     if event is None:
         event = _decode_by_field(data, unknown_fields)
     if latest is not None and datetime.fromisoformat(event.date) > latest:
@@ -122,24 +115,30 @@ def decode(
     return event
 
 
-def _decode_typed(data: bytes, unknown_fields: Literal["refuse", "ignore"]) -> SigninEvent | None:
-    """The quick way for what is right, which is nearly all; None hands over to `_decode_by_field`."""
-    if data.count(b"[") + data.count(b"{") > MAX_NESTING:
+def decode_quickly(
+    data: bytes, decoder: Callable[[bytes], SigninEvent] = _DECODERS["ignore"]
+) -> SigninEvent | None:
+    """What `decode` gives for what is right, which is nearly all; None leaves the judgement to `decode`."""
+    if len(data) > _SHALLOW_BYTES and data.count(b"[") + data.count(b"{") > MAX_NESTING:
         return None
     try:
         if not data.isascii():
             data.decode()  # msgspec does not look inside the values that it skips
-        wire: _Wire = _DECODERS[unknown_fields].decode(data)
-        date = timestamps.canonical(wire.date)
+        event = decoder(data)
+        date = timestamps.canonical(event.date)
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
-    if not is_userid(wire.userid):
+    userid, event_id, attributes = event.userid, event.event_id, event.attributes
+    # Most ids are printable; only the others pay for the search.
+    if not (0 < len(userid) <= MAX_USERID_CHARACTERS and (userid.isprintable() or is_userid(userid))):
         return None
-    if wire.event_id is not None and not is_event_id(wire.event_id):
+    if (event_id is not None and not is_event_id(event_id)) or (
+        attributes and not are_attributes(attributes)
+    ):
         return None
-    if wire.attributes and not are_attributes(wire.attributes):
-        return None
-    return SigninEvent(wire.userid, date, wire.event_id, wire.attributes or {})
+    if date is event.date and type(event) is SigninEvent:
+        return event
+    return SigninEvent(userid, date, event_id, attributes)
 
 
 def _decode_by_field(data: bytes, unknown_fields: Literal["refuse", "ignore"]) -> SigninEvent:
@@ -269,7 +268,6 @@ def _kind(json: bytes) -> str:
 
 def is_userid(userid: str) -> bool:
     """Tells whether the text may be a user's id."""
-    # Most ids are printable; only the others pay for the search.
     return 0 < len(userid) <= MAX_USERID_CHARACTERS and (
         userid.isprintable() or _CONTROL.search(userid) is None
     )

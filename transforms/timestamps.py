@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-_CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z")
+_fromisoformat = datetime.fromisoformat
 _RFC3339 = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]((?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9])"
     r"(?:\.([0-9]{1,9}))?([Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
@@ -18,9 +18,16 @@ def canonical(text: str) -> str:
     Digits beyond the microsecond are cut off. A leap second is refused: BigQuery has no place for it.
     Raises ValueError with words that do not repeat the text.
     """
-    if _CANONICAL.fullmatch(text):
-        _moment(text)  # the calendar still has a say: 2023-02-29
-        return text
+    quick = text + "Z" if len(text) == 26 else text
+    # Of all that `fromisoformat` takes, only the canonical form has these characters at these places. It
+    # knows the calendar as well, and is three times as fast as the expression.
+    if len(quick) == 27 and quick[26] == "Z" and quick[19] == "." and quick[10] == "T" and quick[5] != "W":
+        try:
+            _fromisoformat(quick)
+        except ValueError:
+            pass  # the slow way finds the words for it
+        else:
+            return quick
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise ValueError(f"not an RFC 3339 time, but {len(text)} other characters")

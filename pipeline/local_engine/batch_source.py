@@ -20,6 +20,11 @@ def lease(messages: Sequence[Any]) -> None:
     _leased[:] = messages
 
 
+def leased() -> Sequence[Any]:
+    """The elements of the run that is under way."""
+    return _leased
+
+
 class ReadLeasedMessages(beam.PTransform):  # type: ignore[misc]
     """Stands where `ReadMessages` stands on Dataflow; its elements are raw protobuf messages."""
 

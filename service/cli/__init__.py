@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import demo, emit, faults, jobs, outbox, rows, run
+from service.cli import dead_letters, demo, emit, faults, jobs, outbox, rows, run, tail, template
 
 app = typer.Typer(
     name="signin",
@@ -44,8 +44,11 @@ app.command()(run.serve)
 app.add_typer(local, name="local")
 app.command()(emit.emit)
 app.command()(rows.rows)
+app.command()(tail.tail)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(template.app, name="template")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(run.migrate)
 
 

@@ -88,10 +88,14 @@ class Platform:
 
 def local_settings(settings: Settings) -> Settings:
     """The settings for a world of our own: servers on this machine and their own template."""
+    templates = Templates()
     template_path = Settings.model_fields["template_path"].default
+    backfill_path = Settings.model_fields["backfill_template_path"].default
     local = {
         "template_path": template_path,
-        "template_metadata": Templates().find(template_path).metadata,
+        "template_metadata": templates.find(template_path).metadata,
+        "backfill_template_path": backfill_path,
+        "backfill_template_metadata": templates.find(backfill_path).metadata,
         "data_dir": settings.data_dir.absolute(),
         "dataflow_emulator_host": "",
         "bigquery_emulator_host": "",

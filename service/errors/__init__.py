@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from service.errors.dead_letters import (
+    BigQueryRefusedError,
+    BigQueryUnavailableError,
+    DeadLetterTableNotFoundError,
+    ReplayInProgressError,
+    ReplayNotFoundError,
+)
 from service.errors.jobs import (
     ActionNotAllowedError,
     AlreadyManagedError,
@@ -23,9 +30,12 @@ from service.errors.problem import ProblemError
 __all__ = [  # beside the classes below
     "ActionNotAllowedError",
     "AlreadyManagedError",
+    "BigQueryRefusedError",
+    "BigQueryUnavailableError",
     "DataflowJobNotFoundError",
     "DataflowRefusedError",
     "DataflowUnavailableError",
+    "DeadLetterTableNotFoundError",
     "IdempotencyInFlightError",
     "IdempotencyMismatchError",
     "InvalidIdempotencyKeyError",
@@ -33,6 +43,8 @@ __all__ = [  # beside the classes below
     "InvalidParametersError",
     "JobNotFoundError",
     "ProblemError",
+    "ReplayInProgressError",
+    "ReplayNotFoundError",
     "SubscriptionInUseError",
     "TooManyStreamsError",
     "UnknownPipelineError",

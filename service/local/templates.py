@@ -86,8 +86,9 @@ class Template:
 class Templates:
     """The templates of one server: those given by path, then every module of the pipeline package.
 
-    `gs://signin-local/templates/user-signin.json` means `pipeline.user_signin` with the metadata in
-    `pipeline/template.json`. No such module is imported here.
+    `gs://signin-local/templates/backfill-signin.json` means `pipeline.backfill_signin` with the metadata in
+    `pipeline/backfill_signin.json`, or in `pipeline/template.json` where it has none of its own. No such
+    module is imported here.
     """
 
     def __init__(self, given: Mapping[str, Template] | None = None) -> None:
@@ -101,11 +102,12 @@ class Templates:
         package = importlib.util.find_spec(_PACKAGE)
         if not match or not package or not package.submodule_search_locations:
             raise TemplateNotFoundError(path)
-        module = f"{_PACKAGE}.{match[1].replace('-', '_')}"
-        if importlib.util.find_spec(module) is None:
+        name = match[1].replace("-", "_")
+        if importlib.util.find_spec(f"{_PACKAGE}.{name}") is None:
             raise TemplateNotFoundError(path)
-        metadata = Path(package.submodule_search_locations[0]) / "template.json"
-        return Template(module, metadata if metadata.is_file() else None)
+        folder = Path(package.submodule_search_locations[0])
+        files = (file for file in (folder / f"{name}.json", folder / "template.json") if file.is_file())
+        return Template(f"{_PACKAGE}.{name}", next(files, None))
 
 
 def _read_metadata(path: Path) -> _Metadata:

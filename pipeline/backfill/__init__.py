@@ -1,0 +1,1 @@
+"""Sign-ins from files: which files, their lines as messages, and the runs over them."""

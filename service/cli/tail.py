@@ -1,0 +1,173 @@
+"""`signin tail`: follows the topic on a subscription of its own and prints events as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from service.cli.client import running_settings
+from service.cli.moments import moment
+from service.cli.rows import preview
+from service.cli.terminal import clear_errors, command, err, fail
+from service.clients import Clients
+from service.config import LOCAL_PROJECT, Settings
+from service.subscriber import MOST_MESSAGES, Subscription, SubscriptionError
+from transforms import timestamps
+from transforms.replay import event_id_of
+from transforms.signin_event import EventError, decode
+
+_NAME = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
+_PATH = re.compile(r"projects/[^/]+/subscriptions/[^/]+")
+_encode = msgspec.json.Encoder().encode
+_Show = Callable[[Any], str]
+
+
+def tail(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each message")] = False,
+    subscription: Annotated[
+        str | None,
+        typer.Option(help="A subscription to keep; the next tail goes on where this one ended"),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Begin there: RFC 3339, an age such as 10m, or now to skip what waits")
+    ] = None,
+    count: Annotated[int, typer.Option(min=0, help="End after so many messages; 0 never ends")] = 0,
+) -> None:
+    """Print each event of the topic as it comes, until Ctrl-C. Takes nothing away from the job."""
+    with clear_errors():
+        settings = running_settings()
+        if not settings.pubsub_emulator_host and settings.project == LOCAL_PROJECT:
+            fail(
+                f"no local stack runs on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
+                "or set SIGNIN_PROJECT to follow a topic of Google Cloud"
+            )
+        begin = None if since is None else datetime.now(UTC) if since == "now" else moment(since)
+        show = json_line if as_json else text_line
+        try:
+            asyncio.run(follow(settings, subscription, begin, count, show))
+        except SubscriptionError as error:
+            fail(str(error))
+        except BrokenPipeError:  # as `tail | head` ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+async def follow(
+    settings: Settings, name: str | None, begin: datetime | None, count: int, show: _Show
+) -> None:
+    """Prints until a signal comes or `count` messages are printed. Raises SubscriptionError."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    clients = Clients(settings)
+    subscription = Subscription(clients, path_of(name, settings.project))
+    try:
+        await subscription.ensure(settings.topic_path, temporary=name is None)
+        try:
+            if begin:
+                await subscription.seek(begin)
+            err.print(
+                f"following {settings.topic_path} on {subscription.path}", highlight=False, soft_wrap=True
+            )
+            printing = asyncio.create_task(print_messages(subscription, count, show))
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({printing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if not printing.done():
+                printing.cancel()
+            await asyncio.gather(printing, return_exceptions=True)
+            if not printing.cancelled():
+                printing.result()
+        finally:
+            if name is None:
+                await subscription.delete()
+    finally:
+        await clients.close()
+
+
+def path_of(name: str | None, project: str) -> str:
+    """The full name of the subscription; ends the command where it cannot be one."""
+    if name is None:
+        return f"projects/{project}/subscriptions/signin-tail-{secrets.token_hex(8)}"
+    if _PATH.fullmatch(name):
+        return name
+    if not _NAME.fullmatch(name):
+        fail(f"{name} is not a name of a Pub/Sub subscription", exit_code=2)
+    return f"projects/{project}/subscriptions/{name}"
+
+
+async def print_messages(subscription: Subscription, count: int, show: _Show) -> None:
+    """Prints each message, and acknowledges it when it is out: a tail that is killed loses none."""
+    left = count
+    away = ""
+
+    def tell(status: str) -> None:
+        nonlocal away
+        if status != away:
+            err.print(f"Pub/Sub does not answer ({status}); still trying", highlight=False)
+        away = status
+
+    while left or not count:
+        received = await subscription.pull(left or MOST_MESSAGES, tell)
+        away = ""
+        if not received:
+            continue
+        for each in received:
+            sys.stdout.write(show(each.message) + "\n")
+        sys.stdout.flush()
+        await subscription.acknowledge([each.ack_id for each in received])
+        left = max(0, left - len(received))
+
+
+def text_line(message: Any) -> str:
+    """When it was published, who and when; of a message that is no sign-in, why and its beginning."""
+    published = published_at(message)
+    mark = "  (replayed)" if "replay_of" in message.attributes else ""
+    try:
+        event = decode(message.data)
+    except EventError as error:
+        return f"{published}  {error.code}: {preview(message.data)}{mark}"
+    event_id = event.event_id or event_id_of(message.attributes) or ""
+    extra = "".join(f"  {key}={readable(value)}" for key, value in sorted(event.attributes.items()))
+    return f"{published}  {event.userid}  {event.date}  {readable(event_id)}{extra}{mark}"
+
+
+def json_line(message: Any) -> str:
+    """The message as JSON: `event` where it is a sign-in, else `reason` and `payload` in base64."""
+    line: dict[str, Any] = {
+        "published_at": published_at(message),
+        "message_id": message.message_id,
+        "attributes": dict(message.attributes),
+    }
+    try:
+        event = decode(message.data)
+    except EventError as error:
+        line |= {"reason": error.code, "payload": base64.b64encode(message.data).decode()}
+    else:
+        event_id = event.event_id or event_id_of(message.attributes)
+        line["event"] = {
+            "userid": event.userid,
+            "date": event.date,
+            "event_id": event_id,
+            "attributes": event.attributes,
+        }
+    return _encode(line).decode()
+
+
+def published_at(message: Any) -> str:
+    return timestamps.from_datetime(message.publish_time.ToDatetime())
+
+
+def readable(text: str) -> str:
+    """The text without what would move the cursor."""
+    return "".join(c if c.isprintable() else "�" for c in text)

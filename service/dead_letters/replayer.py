@@ -1,0 +1,270 @@
+"""Publishes dead letters again, in the background, one replay at a time among all processes.
+
+A batch of letters, the note that they were replayed and the progress are committed together with their
+messages in the outbox; the relay publishes them from there. So a replay that is cut off at any moment
+goes on where it was, in this process or in another, and no letter goes to the outbox twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.db import Database
+from service.dead_letters import replay_store as store
+from service.dead_letters.letters import Letter, Position
+from service.dead_letters.table import ANSWER_SECONDS, DeadLetterTable
+from service.errors import DatabaseUnavailableError, ProblemError
+from service.models import Replay, utc_now
+from service.outbox import Outbox
+from service.topic import Message
+
+log = logging.getLogger(__name__)
+
+BATCH_LETTERS = 1000
+# Replayed letters wait behind each other, not sign-ins behind thousands of them.
+MOST_WAITING_EVENTS = 2000
+MOST_WAITING_BYTES = 32_000_000
+POLL_SECONDS = 5.0
+HOLD_SECONDS = ANSWER_SECONDS + 30.0
+MOST_FAILURES = 12  # in a row: about five minutes
+LONGEST_PAUSE_SECONDS = 30.0
+_FIRST_PAUSE_SECONDS = 0.5
+_ROOM_PAUSE_SECONDS = 0.05
+_ATTRIBUTES_BYTES = 500  # about what the attributes of a replay take
+_END_SECONDS = 2.0
+
+
+class ClaimLostError(Exception):
+    """The replay was cancelled, or another process took it over."""
+
+
+class _BehindError(Exception):
+    """The database has come further than this process knows."""
+
+
+class Replayer:
+    """Works on the active replay; for use within one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        table: DeadLetterTable,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._table = table
+        self._clock = clock
+        self._token = f"{os.getpid():x}-{os.urandom(6).hex()}"
+        self._woken = asyncio.Event()
+        self._held: str | None = None
+        self._dry_keys: set[str] = set()  # of the letters that a dry run has counted
+        self._unsure_keys: list[str] = []  # of those whose commit was not answered
+
+    def wake(self) -> None:
+        """Makes the next look come at once; within the event loop of `run` only."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Works until it is cancelled, and then gives back what it holds."""
+        try:
+            while True:
+                try:
+                    await self.tick()
+                except DatabaseUnavailableError:
+                    log.debug("the database is away: no replay is looked for")
+                except Exception:
+                    log.exception("a replay broke")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
+                self._woken.clear()
+        finally:
+            await self._give_back()
+
+    async def tick(self) -> None:
+        """Takes the active replay, if nobody holds it, and works on it to its end."""
+        async with self._database.session() as session:
+            if await store.active(session) is None:
+                return
+        now = self._clock()
+        async with self._database.transaction() as session:
+            replay = await store.claim(session, self._token, now, self._until(now))
+        if replay is None:
+            return
+        self._held = replay.id
+        try:
+            await self._finish(replay)
+        except ClaimLostError:
+            log.info("replay %s is no longer ours", replay.id)
+        finally:
+            self._dry_keys.clear()
+            self._unsure_keys = []
+            await self._give_back()
+
+    async def _finish(self, replay: Replay) -> None:
+        """Works on the replay until it ends, however often BigQuery or the database has to be asked."""
+        await self._begin(replay)
+        failures = 0
+        while True:
+            try:
+                if await self._step(replay):
+                    return
+                failures = 0
+            except DatabaseUnavailableError:
+                await asyncio.sleep(POLL_SECONDS)
+            except ProblemError as error:
+                failures += 1
+                log.warning("replay %s: %s", replay.id, error.detail)
+                if not error.retryable or failures > MOST_FAILURES:
+                    await self._end(replay, store.FAILED, error.detail)
+                    return
+                await self._pause(replay, min(_FIRST_PAUSE_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
+
+    async def _begin(self, replay: Replay) -> None:
+        values: dict[str, object] = {"started_at": replay.started_at or self._clock()}
+        if replay.dry_run:  # what it had seen went with the process that had seen it
+            values |= {"position_at": None, "position_skip": 0, "read": 0, "replayed": 0, "repeated": 0}
+            values |= {"unreplayable": 0}
+        await self._change(replay, values)
+
+    async def _step(self, replay: Replay) -> bool:
+        """Deals with the next letters; returns whether the replay has ended."""
+        if replay.letters is None:
+            counts = await self._table.counts(store.filters_of(replay))
+            await self._change(replay, {"letters": sum(each.letters for each in counts)})
+        left = replay.most_letters - replay.read
+        letters: list[Letter] = []
+        position: Position | None = None
+        if left > 0:
+            most = min(BATCH_LETTERS, left)
+            letters, position = await self._table.read(
+                store.filters_of(replay), store.position_of(replay), most
+            )
+        if position is None:
+            await self._end(replay, store.DONE, None)
+            return True
+        if not replay.dry_run:
+            await self._await_room(replay, letters)
+        await self._commit(replay, letters, position)
+        return False
+
+    async def _commit(self, replay: Replay, letters: Sequence[Letter], position: Position) -> None:
+        """Sends the letters to the outbox, once each, and notes that in the same transaction."""
+        values: dict[str, object] = {}
+
+        async def choose(connection: AsyncConnection) -> list[Message]:
+            now = self._clock()
+            # First the lock on the replay's row: nobody else notes letters before this is committed.
+            read = await store.hold(connection, replay.id, self._token, self._until(now))
+            if read is None:
+                raise ClaimLostError
+            if read != replay.read:
+                raise _BehindError
+            by_key = {letter.key: letter for letter in letters if not letter.unreplayable}
+            known = await store.replayed(connection, list(by_key), replay.id if replay.again else None)
+            fresh = [key for key in by_key if key not in known and key not in self._dry_keys]
+            values.update(_progress(replay, letters, len(fresh), position))
+            await store.change(connection, replay.id, self._token, values)
+            if replay.dry_run:
+                self._unsure_keys = fresh
+                return []
+            await store.note(connection, fresh, replay.id, now)
+            return [by_key[key].message(replay.id) for key in fresh]
+
+        try:
+            await self._outbox.spool_from(choose)
+        except _BehindError:  # an earlier try was committed although it seemed to fail
+            await self._reload(replay)
+        else:
+            _take_over(replay, values)
+        self._dry_keys.update(self._unsure_keys)
+        self._unsure_keys = []
+
+    async def _reload(self, replay: Replay) -> None:
+        """Lets `replay` say what the database says. Raises ClaimLostError where it is not ours any more."""
+        async with self._database.session() as session:
+            found = await store.find(session, replay.id)
+        if found is None or found.claimed_by != self._token:
+            raise ClaimLostError
+        _take_over(replay, found.model_dump())
+
+    async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> None:
+        """Returns when the outbox has little to do; while Pub/Sub is away that takes until it is back."""
+        size = sum(len(letter.payload) + _ATTRIBUTES_BYTES for letter in letters)
+        renew_at = self._clock() + timedelta(seconds=HOLD_SECONDS / 4)
+        while self._is_busy() or not self._outbox.has_room(len(letters), size):
+            await asyncio.sleep(_ROOM_PAUSE_SECONDS)
+            await self._outbox.count()
+            if self._clock() >= renew_at:
+                await self._change(replay, {"cause": "It waits for room in the outbox."})
+                renew_at = self._clock() + timedelta(seconds=HOLD_SECONDS / 4)
+
+    def _is_busy(self) -> bool:
+        waiting = self._outbox.waiting
+        return waiting > MOST_WAITING_EVENTS or (waiting > 0 and self._outbox.bytes > MOST_WAITING_BYTES)
+
+    async def _pause(self, replay: Replay, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        with suppress(DatabaseUnavailableError):
+            await self._change(replay, {})
+
+    async def _end(self, replay: Replay, state: str, cause: str | None) -> None:
+        at = self._clock()
+        while True:
+            try:
+                await self._change(replay, {"state": state, "cause": cause, "ended_at": at})
+            except DatabaseUnavailableError:
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                break
+        log.info(
+            "replay %s ended as %s: %d letters replayed, %d repeated, %d unreplayable",
+            *(replay.id, state, replay.replayed, replay.repeated, replay.unreplayable),
+        )
+
+    async def _change(self, replay: Replay, values: dict[str, object]) -> None:
+        """Writes values down, and holds the replay for longer. Raises ClaimLostError."""
+        values = values | {"claimed_until": self._until(self._clock())}
+        async with self._database.writing() as connection:
+            if not await store.change(connection, replay.id, self._token, values):
+                raise ClaimLostError
+        _take_over(replay, values)
+
+    async def _give_back(self) -> None:
+        """Lets another process go on at once; else it waits until the claim expires."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        with suppress(DatabaseUnavailableError, TimeoutError):
+            async with asyncio.timeout(_END_SECONDS), self._database.writing() as connection:
+                await store.change(connection, held, self._token, {"claimed_by": None, "claimed_until": None})
+
+    def _until(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=HOLD_SECONDS)
+
+
+def _progress(replay: Replay, letters: Sequence[Letter], fresh: int, position: Position) -> dict[str, object]:
+    """The replay's columns after these letters, of which `fresh` were published."""
+    unreplayable = sum(letter.unreplayable for letter in letters)
+    return {
+        "position_at": position.at,
+        "position_skip": position.skip,
+        "read": replay.read + len(letters),
+        "replayed": replay.replayed + fresh,
+        "repeated": replay.repeated + len(letters) - unreplayable - fresh,
+        "unreplayable": replay.unreplayable + unreplayable,
+        "cause": None,
+    }
+
+
+def _take_over(replay: Replay, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        setattr(replay, name, value)

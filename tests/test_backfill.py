@@ -1,0 +1,346 @@
+"""The backfill: lines of files become rows and dead letters, each of which knows its file and line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.backfill.lines import MAX_LINE_BYTES, Segment, Unreadable, find_files, read, segments
+from pipeline.backfill.options import parse
+from pipeline.backfill.source import ReadFiles
+from pipeline.backfill_signin import build, run
+from pipeline.options import OptionsError
+from tests.bigquery_servers import PROJECT, forget_clients, local_bigquery, set_faults
+from tests.graph_snapshot import dry_run
+from tests.signin_samples import load_samples
+from tests.test_user_signin import environment
+from transforms.bigquery_tables import client
+
+ROOT = Path(__file__).parents[1]
+GOOD = b'{"userid": "u%d", "date": "2017-10-17T20:57:17.338320"}\n'
+# Lines cannot hold line ends.
+SAMPLES = [sample for sample in load_samples() if b"\n" not in sample.body]
+
+
+def lines_of(path, segment_bytes=64_000_000):
+    """Each line as (number, bytes), read segment by segment in any order."""
+    parts = list(segments(str(path), path.stat().st_size, segment_bytes))
+    found = [line for segment in reversed(parts) for line in read(segment)]
+    assert all(line.attributes["file"] == str(path) for line in found)
+    return sorted((int(line.attributes["line"]), line.data) for line in found)
+
+
+def numbered(content):
+    lines = content.split(b"\n")
+    return list(enumerate(lines[:-1] if not lines[-1] else lines, start=1))
+
+
+# Files and lines
+
+contents = st.lists(st.binary(max_size=12) | st.just(b"\r"), max_size=30).map(b"\n".join)
+
+
+@given(contents.filter(lambda content: content[:2] != b"\x1f\x8b"), st.integers(1, 60))
+def test_every_line_is_read_once_under_its_number_however_a_file_is_divided(content, segment_bytes):
+    path = scratch("divided")
+    path.write_bytes(content)
+    assert lines_of(path, segment_bytes) == numbered(content)
+
+
+@given(contents, st.integers(1, 60), st.integers(0, 30))
+def test_a_gzip_file_is_the_same_as_its_content(content, segment_bytes, cut):
+    path = scratch("packed")
+    path.write_bytes(
+        gzip.compress(content[:cut]) + gzip.compress(content[cut:])
+    )  # members may follow members
+    assert lines_of(path, segment_bytes) == numbered(content)
+
+
+@given(st.data())
+def test_a_damaged_gzip_file_gives_what_is_before_the_damage_and_one_dead_letter(data):
+    content = b"".join(b"%d\n" % number for number in range(40))
+    packed = bytearray(gzip.compress(content))
+    place = data.draw(st.integers(2, len(packed) - 1))
+    if data.draw(st.booleans()):
+        del packed[place:]
+    else:
+        packed[place] ^= data.draw(st.integers(1, 255))
+    path = scratch("damaged")
+    path.write_bytes(packed)
+    *lines, last = list(read(Segment(str(path))))
+    if isinstance(last, Unreadable):
+        assert last.reason == "file_corrupt"
+        assert last.line == len(lines) + 1
+    else:  # the header's time, name and system are nobody's concern
+        lines.append(last)
+        assert [line.data for line in lines] == content.split(b"\n")[:-1]
+    assert all(not isinstance(line, Unreadable) for line in lines)
+
+
+def scratch(name, _folder=[]):  # noqa: B006 - hypothesis has no fixtures of its own
+    if not _folder:
+        import tempfile
+
+        _folder.append(tempfile.TemporaryDirectory())
+    return Path(_folder[0].name) / name
+
+
+def test_a_line_that_is_too_long_is_cut_and_its_neighbours_are_well(tmp_path):
+    long = b"x" * (MAX_LINE_BYTES + 1)
+    path = tmp_path / "long"
+    path.write_bytes(b"1\n" + long + b"\n" + b"y" * MAX_LINE_BYTES + b"\n4")
+    first, second, third, fourth = read(Segment(str(path)))
+    assert (first.data, len(third.data), fourth.data) == (b"1", MAX_LINE_BYTES, b"4")
+    assert (second.line, second.reason, second.payload) == (2, "line_too_long", long[:6_000_000])
+    assert hashlib.sha256(long).hexdigest() in second.detail
+    assert f"of {len(long)} bytes" in second.detail
+
+
+def test_a_line_gets_an_id_of_file_number_and_bytes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"same\nsame\n")
+    ids = [line.attributes["event_id"] for name in "aab" for line in read(Segment(str(tmp_path / name)))]
+    assert ids[:2] == ids[2:4]
+    assert len(set(ids)) == 4
+
+
+def test_a_pattern_names_files_in_the_order_of_their_names(tmp_path):
+    for name in ("b.json", "a.json", "c.txt"):
+        (tmp_path / name).write_bytes(b"12")
+    assert find_files(f"{tmp_path}/*.json") == [(f"{tmp_path}/a.json", 2), (f"{tmp_path}/b.json", 2)]
+
+
+# Options
+
+PROJECT_OPTION = f"--project={PROJECT}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--input_files"),
+        (["--input_files=relative/*.json"], "--input_files"),
+        (["--input_files=gs://bucket"], "--input_files"),
+        (["--input_files=/a", "--runner=DataflowRunner"], "gs://"),
+        (["--input_files=/a", "--input_topic=projects/p/topics/t"], "--input_topic"),
+        (["--input_files=gs://bucket/a", "--runner=DataflowRunner", "--update"], "update"),
+        (["--input_files=/a", "--output_table=signins"], "signins"),
+        (["--input_files=/a", "--input_flies=/b"], "--input_flies"),
+    ],
+)
+def test_options_that_make_no_backfill_are_refused_with_a_sentence(arguments, sentence, caplog):
+    with pytest.raises(OptionsError, match=sentence):
+        parse([PROJECT_OPTION, *arguments])
+    assert run([PROJECT_OPTION, *arguments]) == 2
+    assert sentence in caplog.text
+
+
+def test_a_runner_that_is_not_offered_is_refused_too(caplog):
+    assert run([PROJECT_OPTION, "--input_files=/a", "--runner=DirectRunner"]) == 2
+    assert "DirectRunner" in caplog.text
+
+
+def test_a_pattern_without_files_is_refused_with_a_sentence(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", "http://127.0.0.1:1")
+    assert run([PROJECT_OPTION, f"--input_files={tmp_path}/*"]) == 2
+    assert "No file is named" in caplog.text
+
+
+def test_on_dataflow_it_is_a_batch_job_with_the_steps_of_the_streaming_one():
+    submission = dry_run(run, "--input_files=gs://bucket/2024/*.json")
+    names = submission.names()
+    assert {"Extract sign-ins from messages", "Write sign-ins to BigQuery", "Gather dead letters"} <= set(
+        names
+    )
+    assert not any("pubsub" in t.spec.urn for t in submission.proto.components.transforms.values())
+
+
+# Runs
+
+
+class Warehouse:
+    """The local BigQuery."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def select(self, sql):
+        bigquery = client(PROJECT, self.url)
+        try:
+            return [list(row.values()) for row in bigquery.query(sql).result(timeout=30)]
+        finally:
+            bigquery.close()
+
+    def letters(self, dataset):
+        rows = self.select(f"SELECT reason, payload, attributes FROM {dataset}.letters")
+        return [
+            (reason, payload, {a["key"]: a["value"] for a in attributes})
+            for reason, payload, attributes in rows
+        ]
+
+
+def arguments(files, dataset):
+    tables = [f"--output_table={dataset}.signins", f"--dead_letter_table={dataset}.letters"]
+    return [PROJECT_OPTION, f"--input_files={files}", *tables]
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory):
+    with local_bigquery(tmp_path_factory.mktemp("bigquery")) as url:
+        yield Warehouse(url)
+
+
+@pytest.fixture
+def run_here(warehouse, monkeypatch, capfd):
+    """Runs a backfill in this process; returns its exit code and what it told."""
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", warehouse.url)
+
+    def run_it(files, dataset):
+        code = run(arguments(files, dataset))
+        forget_clients()
+        return code, [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+    return run_it
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two files: the samples with good lines around them, and a packed one that ends in damage."""
+    samples = b"".join(sample.body + b"\n" for sample in SAMPLES)
+    (tmp_path / "a.json").write_bytes(GOOD % 1 + samples + GOOD % 2)
+    (tmp_path / "b.json").write_bytes(gzip.compress(GOOD % 3)[:-6])
+    return tmp_path
+
+
+def expect_rows_and_letters(warehouse, files, dataset):
+    bad = [sample for sample in SAMPLES if sample.error]
+    ((rows, ids),) = warehouse.select(f"SELECT COUNT(*), COUNT(DISTINCT event_id) FROM {dataset}.signins")
+    good = len(SAMPLES) - len(bad) + 3
+    assert rows == good
+    assert ids >= good - sum(sample.outcome.event_id is not None for sample in SAMPLES if not sample.error)
+    letters = warehouse.letters(dataset)
+    expected = [
+        (sample.error, sample.body, str(number), "a.json")
+        for number, sample in enumerate(SAMPLES, start=2)
+        if sample.error
+    ]
+    found = [(reason, payload, a["line"], Path(a["file"]).name) for reason, payload, a in letters]
+    assert sorted(found) == sorted([*expected, ("file_corrupt", b"", "2", "b.json")])
+    assert {Path(a["file"]).parent for _, _, a in letters} == {files}
+
+
+def test_each_line_becomes_one_row_or_one_dead_letter_with_file_and_number(warehouse, files, run_here):
+    code, events = run_here(f"{files}/*.json", "whole")
+    assert code == 0
+    expect_rows_and_letters(warehouse, files, "whole")
+    assert [event["state"] for event in events if event["event"] == "state"] == ["RUNNING", "DONE"]
+    counters = {c["name"]: c["value"] for c in events[-2]["counters"]}
+    assert counters["lines_read"] == len(SAMPLES) + 4
+    assert counters["dead_letters_file_corrupt"] == 1
+    assert counters["rows_written"] + counters["dead_letters_written"] == len(SAMPLES) + 4
+
+
+def test_the_graph_of_dataflow_does_the_same_with_files_in_many_segments(warehouse, files):
+    backfill = parse(arguments(f"{files}/*.json", "divided"))
+    from pipeline.runners import ensure_tables
+
+    ensure_tables(backfill.options, warehouse.url)
+    source = ReadFiles(backfill.files, backfill.options.origin(), segment_bytes=1000)
+    with beam.Pipeline(runner=FnApiRunner(), options=backfill.options) as pipeline:
+        build(pipeline, backfill, source, warehouse.url)
+    expect_rows_and_letters(warehouse, files, "divided")
+
+
+def test_files_that_are_read_twice_give_the_same_ids(warehouse, tmp_path, run_here):
+    (tmp_path / "twice.json").write_bytes(b"".join(GOOD % number for number in range(50)))
+    for _ in range(2):
+        assert run_here(f"{tmp_path}/twice.json", "twice")[0] == 0
+    counted = "SELECT COUNT(*), COUNT(DISTINCT event_id) FROM twice.signins"
+    assert warehouse.select(counted) == [[100, 50]]
+
+
+def test_a_drain_ends_the_backfill_between_two_batches(warehouse, tmp_path):
+    (tmp_path / "large.json").write_bytes(GOOD % 7 * 400_000)
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.backfill_signin", *arguments(f"{tmp_path}/large.json", "drained")],
+        cwd=ROOT,
+        env=environment(BIGQUERY_EMULATOR_HOST=warehouse.url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        events = []
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] == "metrics" and len(events) == 2:
+                process.send_signal(signal.SIGTERM)
+        guard.cancel()
+    assert process.returncode == 0
+    states = [event["state"] for event in events if event["event"] == "state"]
+    assert states == ["RUNNING", "DRAINING", "DRAINED"]
+    (counters,) = [event["counters"] for event in events if event["event"] == "metrics"][-1:]
+    written = {c["name"]: c["value"] for c in counters}["rows_written"]
+    assert 0 < written < 400_000
+    assert warehouse.select("SELECT COUNT(*) FROM drained.signins") == [[written]]
+
+
+def test_a_batch_that_cannot_be_written_fails_the_job_and_names_its_place(
+    warehouse, tmp_path, run_here, monkeypatch
+):
+    monkeypatch.setattr("pipeline.backfill.session.PAUSE_SECONDS", 0.05)
+    (tmp_path / "refused.json").write_bytes(GOOD % 1)
+    set_faults(warehouse.url, {"method": "insertAll", "code": "403"})
+    try:
+        code, events = run_here(f"{tmp_path}/refused.json", "refused")
+    finally:
+        set_faults(warehouse.url)
+    assert code == 1
+    told = [event["message"] for event in events if event["event"] == "error"]
+    assert all(f"1 lines from {tmp_path}/refused.json, line 1 on were not written" in line for line in told)
+    assert len(told) == 4
+    assert warehouse.select("SELECT COUNT(*) FROM refused.signins") == [[0]]
+
+
+async def test_post_jobs_launches_it_and_it_ends_as_done(warehouse, files, world, monkeypatch):
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", warehouse.url)
+    tables = {"output_table": "posted.signins", "dead_letter_table": "posted.letters"}
+    asked = {
+        "pipeline": "backfill-signin",
+        "name": "backfill",
+        "parameters": {"input_files": f"{files}/*.json"},
+    }
+    asked["parameters"] |= tables
+    job = await world.launch(**asked)
+    await world.until(job["id"], "RUNNING", "DONE", "FAILED")  # each wait has its own deadline
+    ended = await world.until(job["id"], "DONE", "FAILED")
+    assert (ended["state"], ended["cause"]) == ("DONE", None)
+    assert ended["counters"]["rows_written"] == len([s for s in SAMPLES if not s.error]) + 3
+    assert "input_subscription" not in job["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({}, "body.parameters.input_files"),
+        ({"input_files": "here"}, "body.parameters.input_files"),
+        ({"input_files": "/a", "id_label": "x"}, "body.parameters.id_label"),
+    ],
+)
+async def test_parameters_that_make_no_backfill_are_named(parameters, field, world):
+    answer = await world.http.post("/jobs", json={"pipeline": "backfill-signin", "parameters": parameters})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameters")
+    assert [error["field"] for error in answer.json()["errors"]] == [field]

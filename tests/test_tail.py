@@ -1,0 +1,261 @@
+"""`signin tail` as a user runs it, and the README's program that notifies of each sign-in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+from google.pubsub_v1 import types
+
+from service.local.faults import Fault
+from tests.readme_tables import README
+from tests.running import clean_environment
+from tests.serving import pubsub_with_topic, until
+
+DATE = "2026-01-02T03:04:05.000006Z"
+PROJECT = "signin-local"
+JOB_SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/user-signin-bigquery"
+
+
+class Tail:
+    """A running `signin tail` and what it printed."""
+
+    def __init__(self, process):
+        self.process = process
+        self.notes = ""
+
+    async def line(self):
+        line = await asyncio.wait_for(self.process.stdout.readline(), 20)
+        assert line, self.notes + (await self.process.stderr.read()).decode()
+        return line.decode().rstrip("\n")
+
+    async def note(self, words):
+        """Reads what it tells people until it says `words`."""
+        while words not in self.notes:
+            line = await asyncio.wait_for(self.process.stderr.readline(), 20)
+            assert line, f"{self.notes!r} says nothing of {words!r}"
+            self.notes += line.decode()
+
+    async def end(self, number=None):
+        """The exit code and what else it printed."""
+        if number:
+            self.process.send_signal(number)
+        out, err = await asyncio.wait_for(self.process.communicate(), 20)
+        self.notes += err.decode()
+        return self.process.returncode, out.decode()
+
+
+class World:
+    def __init__(self, server, settings, reader, directory):
+        self.server = server
+        self.reader = reader
+        self.settings = settings
+        self.directory = directory
+        self.environment = clean_environment() | {
+            "PUBSUB_EMULATOR_HOST": server.address,
+            "DATAFLOW_EMULATOR_HOST": "127.0.0.1:1",
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "COLUMNS": "200",
+        }
+
+    async def publish(self, *messages):
+        built = [types.PubsubMessage.pb()(data=data, attributes=attributes) for data, attributes in messages]
+        request = types.PublishRequest.pb()(topic=self.settings.topic_path, messages=built)
+        await self.reader.call("Publisher", "Publish", request, types.PublishResponse.pb())
+
+    async def subscriptions(self):
+        request = types.ListSubscriptionsRequest.pb()(project=f"projects/{PROJECT}")
+        answer = await self.reader.call(
+            "Subscriber", "ListSubscriptions", request, types.ListSubscriptionsResponse.pb()
+        )
+        return {one.name for one in answer.subscriptions}
+
+    @asynccontextmanager
+    async def run(self, *command, **environment):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield Tail(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    def tail(self, *arguments):
+        return self.run("-m", "service", "tail", *arguments)
+
+
+@pytest.fixture
+async def world(tmp_path):
+    async with pubsub_with_topic(tmp_path, project=PROJECT) as (server, settings, reader):
+        yield World(server, settings, reader, tmp_path)
+
+
+def signin(number, **attributes):
+    event = {"userid": f"user-{number}", "date": DATE, "event_id": f"e-{number}"}
+    return json.dumps(event | ({"attributes": attributes} if attributes else {})).encode(), {}
+
+
+async def test_events_are_printed_as_they_come_and_nothing_is_left_behind(world):
+    async with world.tail() as tail:
+        await tail.note("following")
+        (own,) = (await world.subscriptions()) - {JOB_SUBSCRIPTION}
+        assert "signin-tail-" in own
+        await world.publish(signin(1, city="Köln\x1b[2J"))
+        line = await tail.line()
+        assert line.split("  ")[1:] == ["user-1", DATE, "e-1", "city=Köln�[2J"]
+        await world.publish((b"\x1b[2J{", {}))
+        assert (await tail.line()).endswith("invalid_json: �[2J{")
+        assert await tail.end(signal.SIGINT) == (0, "")
+    assert await world.subscriptions() == {JOB_SUBSCRIPTION}
+    assert len(await world.reader.pull(2)) == 2  # the job's own copies
+
+
+async def test_json_has_the_whole_message_and_a_count_ends_it(world):
+    async with world.tail("--json", "--count", "3") as tail:
+        await tail.note("following")
+        replayed = {"event_id": "replay:r:k", "replay_of": "k", "original_event_id": "first"}
+        await world.publish(
+            signin(1, k="v"),
+            (b"\xff", {"a": "b"}),
+            (json.dumps({"userid": "u", "date": DATE}).encode(), replayed),
+        )
+        await world.publish(signin(4))
+        code, out = await tail.end()
+    assert code == 0, tail.notes
+    first, second, third = map(json.loads, out.splitlines())
+    assert first["event"] == {"userid": "user-1", "date": DATE, "event_id": "e-1", "attributes": {"k": "v"}}
+    assert (second["reason"], second["payload"], second["attributes"]) == ("invalid_utf8", "/w==", {"a": "b"})
+    assert (third["event"]["event_id"], third["attributes"]["replay_of"]) == ("first", "k")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", third["published_at"])
+    assert await world.subscriptions() == {JOB_SUBSCRIPTION}
+
+
+async def test_a_named_subscription_is_kept_and_goes_on_where_it_ended(world):
+    async with world.tail("--subscription", "mine", "--count", "1") as tail:
+        await tail.note("following")
+        await world.publish(signin(1), signin(2))
+        code, out = await tail.end()
+        assert (code, "user-1" in out) == (0, True)
+    assert f"projects/{PROJECT}/subscriptions/mine" in await world.subscriptions()
+    await world.publish(signin(3))
+    async with world.tail("--subscription", f"projects/{PROJECT}/subscriptions/mine", "--count", "1") as tail:
+        assert "user-2" in await tail.line()
+        assert (await tail.end())[0] == 0
+    async with world.tail("--subscription", "mine", "--since", "now", "--count", "1") as tail:
+        await tail.note("following")
+        await world.publish(signin(9))
+        assert "user-9" in await tail.line()
+
+
+async def test_an_outage_is_told_once_and_outlasted(world):
+    async with world.tail() as tail:
+        await tail.note("following")
+        world.server.faults.set([Fault(method="Pull", code="UNAVAILABLE", times=3)])
+        await tail.note("UNAVAILABLE")
+        await world.publish(signin(1))
+        assert "user-1" in await tail.line()
+        assert await tail.end(signal.SIGTERM) == (0, "")
+    assert tail.notes.count("UNAVAILABLE") == 1
+
+
+async def test_a_reader_that_goes_away_ends_it(world):
+    async with world.tail() as tail:
+        await tail.note("following")
+        tail.process._transport.get_pipe_transport(1).close()
+        await world.publish(signin(1))
+        await asyncio.wait_for(tail.process.wait(), 20)
+        assert "Traceback" not in tail.notes + (await tail.process.stderr.read()).decode()
+    assert await world.subscriptions() == {JOB_SUBSCRIPTION}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--subscription", "x"], 2, "not a name"),
+        (["--since", "yesterday"], 2, "neither"),
+        (["--subscription", "user-signin-other"], 1, "reads projects/signin-local/topics/other"),
+    ],
+)
+async def test_what_cannot_be_followed_is_told_in_a_sentence(world, arguments, code, words):
+    topic, subscription = types.Topic.pb(), types.Subscription.pb()
+    other = f"projects/{PROJECT}/topics/other"
+    await world.reader.call("Publisher", "CreateTopic", topic(name=other), topic)
+    path = f"projects/{PROJECT}/subscriptions/user-signin-other"
+    await world.reader.call(
+        "Subscriber", "CreateSubscription", subscription(name=path, topic=other), subscription
+    )
+    async with world.tail(*arguments) as tail:
+        assert (await tail.end())[0] == code
+    assert words in tail.notes
+    assert "Traceback" not in tail.notes
+
+
+async def test_a_topic_that_is_not_there_is_named(world):
+    world.environment["SIGNIN_TOPIC"] = "nowhere"
+    async with world.tail() as tail:
+        assert (await tail.end())[0] == 1
+    assert "topics/nowhere cannot be subscribed to: NOT_FOUND" in tail.notes
+
+
+# The program of the README
+
+
+class Webhook:
+    """Takes notifications over HTTP; the first answer is 503."""
+
+    def __init__(self):
+        self.texts = []
+        self.refused = 0
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/"
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _answer(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        body = await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r")[0]))
+        status = b"200 OK"
+        if not self.refused:
+            self.refused, status = 1, b"503 Unavailable"
+        else:
+            self.texts.append(json.loads(body)["text"])
+        writer.write(b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
+        await writer.drain()
+        writer.close()
+
+
+async def test_the_readmes_program_notifies_of_each_sign_in(world):
+    program = (
+        README.read_text().split("<!-- program: notify.py -->")[1].split("```python\n")[1].split("```")[0]
+    )
+    assert len(program.splitlines()) <= 35
+    (world.directory / "notify.py").write_text(program)
+    async with Webhook() as webhook, world.run("notify.py", WEBHOOK_URL=webhook.url):
+        path = f"projects/{PROJECT}/subscriptions/user-signin-notify"
+        deadline = asyncio.get_running_loop().time() + 20
+        while path not in await world.subscriptions():
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.05)
+        await world.publish((b"broken", {}), (signin(7)[0], {"replay_of": "k", "event_id": "r"}))
+        await world.publish(*(signin(number) for number in range(5)))
+        await until(lambda: len(webhook.texts) >= 5, 20)
+    assert sorted(webhook.texts) == [f"user-{number} signed in at {DATE}" for number in range(5)]
+    assert webhook.refused == 1

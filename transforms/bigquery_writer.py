@@ -1,0 +1,200 @@
+"""One table as rows are appended to it: which columns it has now, and by which method it is written to."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from transforms import bigquery_append, bigquery_insert, bigquery_tables
+from transforms.bigquery_delivery import Answer, SchemaDoubtError, WriteError, WritePolicy, deliver, requests
+from transforms.bigquery_rows import Row, TableRef
+
+OwnMethod = Literal["STORAGE_WRITE", "INSERT_ALL"]
+_CHANGES = 3  # of the columns while one batch is written
+_FRESH_SECONDS = 5.0  # as long columns that were read count as those of now
+
+
+class Destination(NamedTuple):
+    """A table and the way to it. The emulators are a URL and `host:port`; empty means Google."""
+
+    table: TableRef
+    method: OwnMethod = "INSERT_ALL"
+    emulator_host: str = ""
+    storage_emulator_host: str = ""
+
+
+class Written(NamedTuple):
+    """What became of a batch: why rows were refused, by index, and the bytes of those that were not."""
+
+    refused: Mapping[int, str]
+    size_bytes: int
+
+
+class Protocoled(Protocol):
+    """What `InsertAll` and `AppendRows` have in common."""
+
+    row_overhead_bytes: int
+    has_other_columns: bool  # whether BigQuery said so of the table
+
+    def encode(self, row: Row) -> bytes: ...
+    def send(self, rows: Sequence[bytes]) -> Answer: ...
+    def retire(self) -> None: ...
+
+
+class Writer:
+    """Appends batches of rows to one table. One for each process and table; thread-safe."""
+
+    def __init__(
+        self, destination: Destination, schema: Sequence[Mapping[str, Any]], policy: WritePolicy
+    ) -> None:
+        self._destination = destination
+        self._schema = schema
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._columns: dict[str, dict[str, Any]] = {}
+        self._read_at = float("-inf")
+        self._requests: Protocoled | None = None
+
+    def write(self, rows: Sequence[Row], on_retry: Callable[[], None]) -> Written:
+        """Appends the rows; those that are not refused are acknowledged when this returns.
+
+        Raises WriteError, and what Google's libraries raise of a table that is missing or forbidden.
+        """
+        refused: dict[int, str] = {}
+        size_bytes = 0
+        waiting: Sequence[int] = range(len(rows))
+        for left in reversed(range(_CHANGES)):
+            current = self._current()
+            unsent, written, doubt = self._write(current, rows, waiting, refused, on_retry)
+            size_bytes += written
+            # What was refused may be well in a table that has other columns by now.
+            waiting = [*unsent, *refused]
+            if not (waiting and left and self._has_changed(current, at_once=doubt is not None)):
+                break
+            refused.clear()
+            on_retry()
+        if doubt is not None:
+            raise WriteError(f"{self._destination.table} takes no such rows: {doubt}") from doubt
+        return Written(refused, size_bytes)
+
+    def close(self) -> None:
+        """Closes what is open; a later write opens it again."""
+        with self._lock:
+            if self._requests:
+                self._requests.retire()
+
+    def _write(
+        self,
+        current: Protocoled,
+        rows: Sequence[Row],
+        waiting: Sequence[int],
+        refused: dict[int, str],
+        on_retry: Callable[[], None],
+    ) -> tuple[Sequence[int], int, SchemaDoubtError | None]:
+        """Adds to `refused`; returns which rows were not sent, the bytes written, and why it ended early."""
+        encoded = [current.encode(rows[index]) for index in waiting]
+        sizes = [len(row) + current.row_overhead_bytes for row in encoded]
+        size_bytes = 0
+        table = self._destination.table
+        for start, stop in requests(sizes, self._policy):
+            try:
+                found = deliver(current.send, encoded[start:stop], self._policy, on_retry, table)
+            except SchemaDoubtError as error:
+                return waiting[start:], size_bytes, error
+            refused.update((waiting[start + index], detail) for index, detail in found.items())
+            size_bytes += sum(sizes[start:stop]) - sum(sizes[start + index] for index in found)
+        return (), size_bytes, None
+
+    def _current(self) -> Protocoled:
+        """The requests for the columns that the table has, as far as is known."""
+        with self._lock:
+            age_seconds = time.monotonic() - self._read_at
+            if (
+                self._requests is None
+                or self._requests.has_other_columns
+                or age_seconds > self._policy.columns_seconds
+            ):
+                self._read()
+            assert self._requests is not None
+            return self._requests
+
+    def _has_changed(self, used: Protocoled, *, at_once: bool) -> bool:
+        """Tells whether the table has other columns than those used; looks, unless it did so just now."""
+        with self._lock:
+            if self._requests is used and (at_once or time.monotonic() - self._read_at > _FRESH_SECONDS):
+                self._read()
+            return self._requests is not used
+
+    def _read(self) -> None:
+        destination = self._destination
+        client = shared_client(destination.table.project, destination.emulator_host)
+        columns = bigquery_tables.columns(client, destination.table)
+        self._read_at = time.monotonic()
+        if columns == self._columns and self._requests is not None:
+            self._requests.has_other_columns = False
+            return
+        try:
+            bigquery_tables.require_schema(destination.table, columns, self._schema)
+        except bigquery_tables.SchemaError as error:
+            raise WriteError(str(error)) from error
+        known = {field["name"] for field in self._schema}
+        self._columns = columns
+        if self._requests:
+            self._requests.retire()
+        self._requests = self._open({name: field for name, field in columns.items() if name in known})
+
+    def _open(self, columns: Mapping[str, Mapping[str, Any]]) -> Protocoled:
+        table, method, emulator, storage_emulator = self._destination
+        if method == "STORAGE_WRITE":
+            channel = shared_channel(storage_emulator)
+            return bigquery_append.AppendRows(channel, table, columns, self._policy.call_seconds)
+        session = shared_session(emulator)
+        return bigquery_insert.InsertAll(session, table, columns, emulator, self._policy.call_seconds)
+
+
+# `DoFn.setup` runs again for every micro-batch of the local engine, so what takes time to open is kept
+# for the process.
+@functools.lru_cache(maxsize=16)
+def shared_client(project: str, emulator_host: str) -> Any:
+    """The one BigQuery client of this process."""
+    return bigquery_tables.client(project, emulator_host)
+
+
+@functools.lru_cache(maxsize=4)
+def shared_session(emulator_host: str) -> Any:
+    """The one HTTP session of this process."""
+    return bigquery_insert.open_session(emulator_host)
+
+
+@functools.lru_cache(maxsize=4)
+def shared_channel(storage_emulator_host: str) -> Any:
+    """The one gRPC channel of this process."""
+    return bigquery_append.open_channel(storage_emulator_host)
+
+
+_writers: dict[tuple[Destination, WritePolicy], Writer] = {}
+_writers_lock = threading.Lock()
+
+
+def shared_writer(
+    destination: Destination, schema: Sequence[Mapping[str, Any]], policy: WritePolicy
+) -> Writer:
+    """The one writer of this process to a table."""
+    with _writers_lock:
+        writer = _writers.get((destination, policy))
+        if writer is None:
+            writer = _writers[destination, policy] = Writer(destination, schema, policy)
+        return writer
+
+
+def close_all() -> None:
+    """Closes all connections of this process to BigQuery, as its end would."""
+    with _writers_lock:
+        for writer in _writers.values():
+            writer.close()
+        _writers.clear()
+    for shared in (shared_client, shared_session, shared_channel):
+        shared.cache_clear()
