@@ -11,6 +11,7 @@ from pathlib import Path
 from service import errors
 from service.cli.terminal import variable_name
 from service.config import Settings
+from service.job_state import MEANINGS, STATES, Standing, Verdict, allowed_actions, is_terminal
 from transforms.signin_event import REASONS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -45,7 +46,23 @@ def reasons_table() -> Iterator[str]:
         yield f"| `{code}` | {sentence} |"
 
 
-TABLES = {"settings": settings_table, "errors": errors_table, "reasons": reasons_table}
+def job_states_table() -> Iterator[str]:
+    yield "| state | meaning | drain | cancel | update | scale |"
+    yield "|---|---|:-:|:-:|:-:|:-:|"
+    marks = {Verdict.ALLOWED: "yes", Verdict.ALREADY: "is so", Verdict.REFUSED: ""}
+    assert set(MEANINGS) == STATES
+    for state, meaning in MEANINGS.items():
+        permissions = allowed_actions(Standing(state, "RUNNING"))
+        cells = [marks[permissions[action].verdict] for action in ("drain", "cancel", "update", "scale")]
+        yield f"| `{state}`{' (an end)' if is_terminal(state) else ''} | {meaning} | {' | '.join(cells)} |"
+
+
+TABLES = {
+    "settings": settings_table,
+    "errors": errors_table,
+    "reasons": reasons_table,
+    "job states": job_states_table,
+}
 
 
 def block(name: str) -> re.Pattern[str]:
