@@ -37,9 +37,7 @@ def upgrade() -> None:
         sa.Column("locked_until", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_index("ix_idempotency_keys_created", "idempotency_keys", ["created_at"])
-    op.create_index(
-        "ix_jobs_ended", "jobs", ["created_at", "id"], sqlite_where=ENDED, postgresql_where=ENDED
-    )
+    op.create_index("ix_jobs_ended", "jobs", ["created_at", "id"], sqlite_where=ENDED, postgresql_where=ENDED)
     for name, columns in INDICES.items():
         op.create_index(name, "jobs", columns)
 
