@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     )
     backfill_template_metadata: Path | None = Field(
         None,
-        description="File with the parameters of backfill-signin; without it, they are read from its template",
+        description="As above, of backfill-signin",
     )
     dataflow_deadline_seconds: float = Field(30.0, gt=0, description="Deadline of one Dataflow call")
     reconcile_interval_seconds: float = Field(

@@ -21,6 +21,27 @@ TERMINAL_STATES = DATAFLOW_TERMINAL | {REJECTED, LOST}
 DATAFLOW_STATES = (WAITING_STATES - {LAUNCHING}) | ENDING_STATES | STEADY_STATES | DATAFLOW_TERMINAL
 STATES = DATAFLOW_STATES | {LAUNCHING, REJECTED, LOST, UNRECOGNIZED}
 
+MEANINGS: dict[str, str] = {
+    LAUNCHING: "the launch is committed, and what Dataflow says of it is not known yet",
+    "STOPPED": "Dataflow has the job and has not started it",
+    "QUEUED": "it waits for its start",
+    "PENDING": "its workers are being started",
+    "RUNNING": "it works",
+    "PAUSING": "it is being paused",
+    "PAUSED": "it is paused",
+    "DRAINING": "it finishes what it has read",
+    "CANCELLING": "it is being cancelled",
+    "RESOURCE_CLEANING_UP": "it is ending",
+    UNRECOGNIZED: "Dataflow says a word that this service does not know; nothing is done by itself",
+    "DONE": "it ended by itself",
+    "FAILED": "it broke; `cause` says why",
+    "CANCELLED": "it was cancelled, or it was stopped before Dataflow had it",
+    "UPDATED": "another job took its place that was not found",
+    "DRAINED": "it ended and lost nothing",
+    REJECTED: "Dataflow refused the launch",
+    LOST: "Dataflow has denied the job for ten minutes",
+}
+
 Requested = Literal["RUNNING", "DRAINED", "CANCELLED"]
 REQUESTED_ORDER: tuple[str, ...] = ("RUNNING", "DRAINED", "CANCELLED")
 

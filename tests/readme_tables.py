@@ -12,6 +12,7 @@ from service import errors
 from service.cli.terminal import variable_name
 from service.config import Settings
 from service.metrics.families import FAMILIES
+from service.job_state import MEANINGS, STATES, Standing, Verdict, allowed_actions, is_terminal
 from transforms.signin_event import REASONS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -54,11 +55,23 @@ def metrics_table() -> Iterator[str]:
         yield f"| `{family.name}` | {family.kind} | {labels} | {family.meaning} |"
 
 
+def job_states_table() -> Iterator[str]:
+    yield "| state | meaning | drain | cancel | update | scale |"
+    yield "|---|---|:-:|:-:|:-:|:-:|"
+    marks = {Verdict.ALLOWED: "yes", Verdict.ALREADY: "is so", Verdict.REFUSED: ""}
+    assert set(MEANINGS) == STATES
+    for state, meaning in MEANINGS.items():
+        permissions = allowed_actions(Standing(state, "RUNNING"))
+        cells = [marks[permissions[action].verdict] for action in ("drain", "cancel", "update", "scale")]
+        yield f"| `{state}`{' (an end)' if is_terminal(state) else ''} | {meaning} | {' | '.join(cells)} |"
+
+
 TABLES = {
     "settings": settings_table,
     "errors": errors_table,
     "reasons": reasons_table,
     "metrics": metrics_table,
+    "job states": job_states_table,
 }
 
 

@@ -25,7 +25,7 @@ def command_paths(command: click.Command, prefix: str = "signin") -> list[str]:
     return [prefix]
 
 
-def test_the_tables_of_settings_errors_reasons_and_metrics_are_those_of_the_code():
+def test_the_tables_are_those_of_the_code():
     assert rendered(TEXT) == TEXT, "run: uv run python -m tests.readme_tables"
 
 

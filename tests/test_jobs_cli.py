@@ -1,0 +1,101 @@
+"""`signin jobs` from launch to end, against a whole `signin up`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from service.clients import Clients
+from service.config import Settings
+from service.dataflow import Dataflow, Launch
+from tests.running import Up, clean_environment, until
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    up = Up(tmp_path_factory.mktemp("up")).start()
+    yield up
+    assert up.stop() == 0
+
+
+def jobs(up, *arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "jobs", *arguments],
+        check=False,
+        cwd=up.directory,
+        env=clean_environment() | {"COLUMNS": "200", "HOME": str(up.directory)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def told(up, *arguments):
+    return json.loads(jobs(up, *arguments, "--json"))
+
+
+def test_a_job_is_launched_watched_changed_and_drained(up):
+    dry = json.loads(jobs(up, "launch", "--validate-only"))
+    assert (dry["valid"], dry["template_checked"]) == (True, True)
+    launch = [
+        "launch",
+        "--name",
+        "by-hand",
+        "--environment",
+        "num_workers=1",
+        "--key",
+        "monday",
+        "--wait",
+        "40",
+    ]
+    job = told(up, *launch)
+    job_id = job["id"]
+    assert (job["state"], job["environment"]["num_workers"]) == ("RUNNING", 1)
+    assert told(up, *launch)["id"] == job_id  # the key makes it one launch
+    assert [each["id"] for each in told(up, "list", "--name", "by-hand", "--state", "RUNNING")["jobs"]] == [
+        job_id
+    ]
+    assert told(up, "list", "--pipeline", "audit")["jobs"] == []
+    assert "invalid_parameters" in jobs(up, "launch", "--parameter", "colour=red", code=1)
+    assert told(up, "scale", job_id, "--min", "1", "--max", "3")["max_workers"] == 3
+    assert told(up, "messages", job_id, "--importance", "DEBUG")["messages"]
+    assert "backlog" in jobs(up, "metrics", job_id)
+    assert told(up, "metrics", job_id)["backlog"]["messages"] == 0
+    assert "--yes" in jobs(up, "force-cancel", job_id, code=2)
+    assert "action_not_allowed" in jobs(up, "force-cancel", job_id, "--yes", code=1)
+    updated = told(up, "update", job_id, "--parameter", "pipeline_version=2")
+    assert [each["kind"] for each in updated["attempts"]] == ["launch", "update"]
+    until(lambda: told(up, "show", job_id)["attempt"] == 2, 60)
+    assert "attempt 2" in jobs(up, "show", job_id)
+    drained = told(up, "drain", job_id, "--deadline", "600", "--on-deadline", "cancel", "--wait", "60")
+    assert (drained["state"], drained["drain_deadline_seconds"]) == ("DRAINED", 600)
+    followed = [json.loads(line) for line in jobs(up, "events", job_id, "--follow", "--json").splitlines()]
+    paged = [json.loads(line) for line in jobs(up, "events", job_id, "--json").splitlines()]
+    assert followed == paged
+    assert followed[0]["kind"] == "created"
+    assert followed[-1]["detail"]["to"] == "DRAINED"
+    assert "created" in jobs(up, "events", job_id)
+
+
+async def test_a_job_of_somebody_else_is_found_and_adopted(up):
+    addresses = {name.lower(): value for name, value in up.environment.items() if "EMULATOR" in name}
+    settings = Settings(_env_file=None, **addresses)
+    clients = Clients(settings)
+    launch = Launch(settings.project, settings.region, "strange", settings.template_path, "not-ours")
+    try:
+        strange = (await Dataflow(clients, settings).launch(launch)).id
+    finally:
+        await clients.close()
+    assert strange in jobs(up, "unmanaged")
+    job = told(up, "adopt", strange)
+    assert (job["adopted"], job["name"]) == (True, "strange")
+    assert told(up, "cancel", job["id"], "--wait", "40")["state"] == "CANCELLED"
+    assert told(up, "unmanaged")["jobs"] == []
