@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.db import Database
 from service.dead_letters import replay_store as store
 from service.dead_letters.letters import Letter, Position
-from service.dead_letters.table import ANSWER_SECONDS, DeadLetterTable
+from service.dead_letters.table import DeadLetterTable
 from service.errors import DatabaseUnavailableError, ProblemError
 from service.models import Replay, utc_now
 from service.outbox import Outbox
@@ -32,11 +32,12 @@ BATCH_LETTERS = 1000
 MOST_WAITING_EVENTS = 2000
 MOST_WAITING_BYTES = 32_000_000
 POLL_SECONDS = 5.0
-HOLD_SECONDS = ANSWER_SECONDS + 30.0
+HOLD_SECONDS = 20.0
 MOST_FAILURES = 12  # in a row: about five minutes
 LONGEST_PAUSE_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.5
 _ROOM_PAUSE_SECONDS = 0.05
+_TELL_SECONDS = 5.0
 _ATTRIBUTES_BYTES = 500  # about what the attributes of a replay take
 _END_SECONDS = 2.0
 
@@ -100,11 +101,14 @@ class Replayer:
         if replay is None:
             return
         self._held = replay.id
+        heart = asyncio.create_task(self._hold_on(replay.id), name="replay's claim")
         try:
             await self._finish(replay)
         except ClaimLostError:
             log.info("replay %s is no longer ours", replay.id)
         finally:
+            heart.cancel()
+            await asyncio.wait([heart])
             self._dry_keys.clear()
             self._unsure_keys = []
             await self._give_back()
@@ -126,7 +130,18 @@ class Replayer:
                 if not error.retryable or failures > MOST_FAILURES:
                     await self._end(replay, store.FAILED, error.detail)
                     return
-                await self._pause(replay, min(_FIRST_PAUSE_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
+                await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
+
+    async def _hold_on(self, replay_id: str) -> None:
+        """Renews the claim while BigQuery or the outbox is waited for; ends when the claim is lost."""
+        held = True
+        while held:
+            await asyncio.sleep(HOLD_SECONDS / 4)
+            with suppress(DatabaseUnavailableError):
+                async with self._database.writing() as connection:
+                    held = await store.change(
+                        connection, replay_id, self._token, {"claimed_until": self._until(self._clock())}
+                    )
 
     async def _begin(self, replay: Replay) -> None:
         values: dict[str, object] = {"started_at": replay.started_at or self._clock()}
@@ -199,22 +214,18 @@ class Replayer:
     async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> None:
         """Returns when the outbox has little to do; while Pub/Sub is away that takes until it is back."""
         size = sum(len(letter.payload) + _ATTRIBUTES_BYTES for letter in letters)
-        renew_at = self._clock() + timedelta(seconds=HOLD_SECONDS / 4)
+        waited = 0.0
         while self._is_busy() or not self._outbox.has_room(len(letters), size):
             await asyncio.sleep(_ROOM_PAUSE_SECONDS)
             await self._outbox.count()
-            if self._clock() >= renew_at:
+            waited += _ROOM_PAUSE_SECONDS
+            if waited >= _TELL_SECONDS:
                 await self._change(replay, {"cause": "It waits for room in the outbox."})
-                renew_at = self._clock() + timedelta(seconds=HOLD_SECONDS / 4)
+                waited = 0.0
 
     def _is_busy(self) -> bool:
         waiting = self._outbox.waiting
         return waiting > MOST_WAITING_EVENTS or (waiting > 0 and self._outbox.bytes > MOST_WAITING_BYTES)
-
-    async def _pause(self, replay: Replay, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        with suppress(DatabaseUnavailableError):
-            await self._change(replay, {})
 
     async def _end(self, replay: Replay, state: str, cause: str | None) -> None:
         at = self._clock()
