@@ -11,8 +11,8 @@ from pathlib import Path
 from service import errors
 from service.cli.terminal import variable_name
 from service.config import Settings
-from service.metrics.families import FAMILIES
 from service.job_state import MEANINGS, STATES, Standing, Verdict, allowed_actions, is_terminal
+from service.metrics.families import FAMILIES
 from transforms.signin_event import REASONS
 
 README = Path(__file__).parent.parent / "README.md"

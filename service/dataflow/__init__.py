@@ -9,6 +9,7 @@ from service.dataflow.failures import (
     RefusedError,
     UnavailableError,
 )
+from service.dataflow.launches import LAUNCH_TOKEN_LABEL, Launch
 from service.dataflow.sightings import (
     IMPORTANCES,
     Importance,
@@ -20,7 +21,7 @@ from service.dataflow.sightings import (
     SeenScaling,
     user_counters,
 )
-from service.dataflow.verbs import CONNECT_SECONDS, LAUNCH_TOKEN_LABEL, Dataflow, Launch
+from service.dataflow.verbs import CONNECT_SECONDS, Dataflow
 
 __all__ = [
     "CONNECT_SECONDS",

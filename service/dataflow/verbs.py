@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +20,7 @@ from service.dataflow.failures import (
     UnavailableError,
     dataflow_error,
 )
+from service.dataflow.launches import Launch, launch_request
 from service.dataflow.sightings import (
     STATE_PREFIX,
     Importance,
@@ -37,7 +37,6 @@ from service.errors import ConfigError
 from service.metrics import Metrics
 from service.models import Job
 
-LAUNCH_TOKEN_LABEL = "signin-launch-token"  # noqa: S105 -- the name of a label
 FORCE_CANCEL_LABEL = "force_cancel_job"
 CONNECT_SECONDS = 1.0
 _PAGES = 100
@@ -46,20 +45,6 @@ _CAUSE_PAGES = 5
 _DETAILS_AT_ONCE = 8
 _COUNTERS_DEADLINE_SECONDS = 2.0
 _COUNTERS_KEPT = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What is launched, where a `Job` as it stands is not: an attempt with values of its own."""
-
-    project: str
-    region: str
-    name: str
-    template_path: str
-    launch_token: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Dataflow:
@@ -85,7 +70,7 @@ class Dataflow:
         none such; the mappings are old names of transforms to new ones, an empty new one for a
         transform that is gone.
         """
-        request = _launch_request(wanted, update, transform_name_mappings or {})
+        request = launch_request(wanted, update, transform_name_mappings or {})
         seen = seen_job((await self._launch(request)).job)
         if not seen.id:
             raise OutcomeUnknownError("Dataflow's answer to the launch names no job")
@@ -93,7 +78,7 @@ class Dataflow:
 
     async def validate(self, wanted: Job | Launch) -> None:
         """Lets Dataflow check a launch without making it. Raises RefusedError where it would refuse."""
-        await self._launch({**_launch_request(wanted, False, {}), "validate_only": True})
+        await self._launch({**launch_request(wanted, False, {}), "validate_only": True})
 
     async def request_state(
         self, project: str, region: str, job_id: str, state: str, *, force: bool = False
@@ -288,16 +273,3 @@ class Dataflow:
 
 def _place(project: str, region: str, job_id: str) -> dict[str, Any]:
     return {"project_id": project, "location": region, "job_id": job_id}
-
-
-def _launch_request(wanted: Job | Launch, update: bool, mappings: Mapping[str, str]) -> dict[str, Any]:
-    labels = {**wanted.labels, LAUNCH_TOKEN_LABEL: wanted.launch_token}
-    parameter = {
-        "job_name": wanted.name,
-        "container_spec_gcs_path": wanted.template_path,
-        "parameters": dict(wanted.parameters),
-        "environment": {**wanted.environment, "additional_user_labels": labels},
-        "update": update,
-        "transform_name_mappings": dict(mappings),
-    }
-    return {"project_id": wanted.project, "location": wanted.region, "launch_parameter": parameter}

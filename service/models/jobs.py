@@ -1,10 +1,8 @@
-"""The tables of the metadata database: jobs and their history, leases, keys, the outbox, and replays."""
+"""Jobs, the Dataflow jobs behind them, their history, and what keeps two hands off them."""
 
 from __future__ import annotations
 
-import builtins
-import secrets
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -12,55 +10,15 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
-    DateTime,
-    Dialect,
     Index,
-    Integer,
-    LargeBinary,
     String,
     Text,
     false,
     text,
 )
-from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford: nothing that is misread
-ID_LENGTH = 20
-SHORT_ID_LENGTH = 10
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC on both databases; a naive one is refused with ValueError.
-
-    SQLite keeps no offset: there the text is UTC, and in the order of time.
-    """
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
-def new_id(now: datetime) -> str:
-    """A job id: 10 characters of milliseconds, then 10 (50 bits) of chance; text order is time order."""
-    value = (int(now.timestamp() * 1000) << 50) | secrets.randbits(50)
-    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (ID_LENGTH - 1), -1, -5))
-
+from service.models.columns import ID_LENGTH, UtcDateTime
 
 # A row that an earlier version of the program writes leaves the new columns out: the database fills them.
 _NullableJson = JSON(none_as_null=True)
@@ -233,40 +191,6 @@ class Lease(SQLModel, table=True):
     expires_at: datetime = Field(sa_type=UtcDateTime)
 
 
-class OutboxEvent(SQLModel, table=True):
-    """One event that was answered for and is not in the topic yet; the oldest has the least `id`.
-
-    `attributes` is a JSON object of strings, `bytes` the size on the wire. Who publishes it holds it
-    under `claimed_by` until `claimed_until`. A parked one was refused by Pub/Sub for good, for
-    `parked_reason`, and waits for an operator.
-    """
-
-    __tablename__ = "outbox"
-    __table_args__ = (
-        Index(
-            "ix_outbox_waiting",
-            "id",
-            sqlite_where=text("parked_at IS NULL"),
-            postgresql_where=text("parked_at IS NULL"),
-        ),
-        Index("ix_outbox_count", "parked_at", "created_at", "bytes"),  # counts without reading the data
-    )
-
-    id: int | None = Field(
-        default=None, primary_key=True, sa_type=BigInteger().with_variant(Integer(), "sqlite")
-    )
-    event_id: str = Field(sa_type=String(128))
-    data: builtins.bytes = Field(sa_type=LargeBinary)
-    attributes: str = Field(sa_type=Text)
-    bytes: int
-    created_at: datetime = Field(sa_type=UtcDateTime)
-    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    claimed_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    claimed_by: str | None = Field(default=None, sa_type=String(64))
-    parked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    parked_reason: str | None = Field(default=None, sa_type=Text)
-
-
 class IdempotencyKey(SQLModel, table=True):
     """A request under its key: its answer, or until when one process may still be working on it."""
 
@@ -283,57 +207,3 @@ class IdempotencyKey(SQLModel, table=True):
     body: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = Field(sa_type=UtcDateTime)
     locked_until: datetime = Field(sa_type=UtcDateTime)
-
-
-class Replay(SQLModel, table=True):
-    """One request to publish dead letters again, and how far it has come.
-
-    `slot` is the same for all, so that the unique index lets only one be active. The process that works on it
-    holds it under `claimed_by` until `claimed_until`. Letters up to `position_skip` of the moment
-    `position_at` are dealt with: `read` of them, as `replayed`, `repeated` (replayed before, or a copy of
-    another letter) or `unreplayable`.
-    """
-
-    __tablename__ = "replays"
-    __table_args__ = (
-        Index(
-            "uq_replays_active",
-            "slot",
-            unique=True,
-            sqlite_where=text("ended_at IS NULL"),
-            postgresql_where=text("ended_at IS NULL"),
-        ),
-        Index("ix_replays_created", "created_at", "id"),
-    )
-
-    id: str = Field(primary_key=True, sa_type=String(ID_LENGTH))
-    slot: int = Field(default=1)
-    state: str = Field(sa_type=String(16))
-    dry_run: bool
-    again: bool
-    filters: dict[str, Any] = Field(sa_type=JSON)
-    most_letters: int
-    letters: int | None = Field(default=None)
-    read: int = Field(default=0)
-    replayed: int = Field(default=0)
-    repeated: int = Field(default=0)
-    unreplayable: int = Field(default=0)
-    position_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    position_skip: int = Field(default=0)
-    cause: str | None = Field(default=None, sa_type=Text)
-    actor: str = Field(sa_type=String(128))
-    created_at: datetime = Field(sa_type=UtcDateTime)
-    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    claimed_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
-    claimed_by: str | None = Field(default=None, sa_type=String(64))
-
-
-class ReplayedLetter(SQLModel, table=True):
-    """A dead letter that a replay has published, in the same transaction as its event went to the outbox."""
-
-    __tablename__ = "replayed_letters"
-
-    letter_key: str = Field(primary_key=True, sa_type=String(32))
-    replay_id: str = Field(primary_key=True, sa_type=String(ID_LENGTH))
-    at: datetime = Field(sa_type=UtcDateTime)
