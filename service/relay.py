@@ -19,7 +19,7 @@ from service.errors import DatabaseUnavailableError
 from service.metrics import Metrics
 from service.outbox import Outbox, message
 from service.outbox_store import Claim, Row
-from service.topic import Topic, TopicError
+from service.topic import CONNECT_SECONDS, Topic, TopicError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ _MOST_PROBES = 12
 POLL_SECONDS = 1.0
 _LEAST_PAUSE_SECONDS = 0.02
 _END_SECONDS = 2.0
+# The first call may take longer than its deadline, because it connects.
+_CALL_GRACE_SECONDS = CONNECT_SECONDS + 1.0
 # For the two transactions and several calls around the one whose deadline is known.
 _HOLD_GRACE_SECONDS = 5.0
 
@@ -67,6 +69,7 @@ class Relay:
         self._batch_bytes = settings.publish_batch_bytes
         self._held: dict[str, Claim] = {}
         self._probes: set[asyncio.Task[None]] = set()
+        self._limits: set[asyncio.Timeout] = set()
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
@@ -101,6 +104,7 @@ class Relay:
     async def _tick(self) -> None:
         if self._breaker.is_closed:
             self._outbox.arrived.clear()
+            self._hurry()
             if self._outbox.waiting:
                 await self._drain()
             if self._breaker.is_closed:
@@ -114,6 +118,13 @@ class Relay:
                 return
         self._woken.clear()
         await _wait(self._woken, max(pause, _LEAST_PAUSE_SECONDS))
+
+    def _hurry(self) -> None:
+        """Gives calls from before Pub/Sub was back no more time than others: their events would come last."""
+        latest = asyncio.get_running_loop().time() + self._patience
+        for limit in self._limits:
+            if (limit.when() or latest) > latest:
+                limit.reschedule(latest)
 
     async def _drain(self) -> None:
         """Empties the outbox while Pub/Sub takes what it is given: one worker, and more for more."""
@@ -150,7 +161,9 @@ class Relay:
 
     async def _probe_with(self, claim: Claim) -> None:
         try:
-            await self._deliver(claim, self._deadline)
+            outcome = await self._deliver(claim, self._deadline)
+            if outcome.failed and self._breaker.is_closed:
+                self._outbox.arrived.set()  # what it held is free again
         finally:
             self._woken.set()
 
@@ -193,7 +206,7 @@ class Relay:
             return
         began = self._breaker.now()
         try:
-            await self._topic.publish([message(row) for row in rows], deadline_seconds)
+            await self._call(rows, deadline_seconds)
         except TopicError as error:
             if error.transient:
                 outcome.failed = True
@@ -209,6 +222,18 @@ class Relay:
             self._breaker.failed("DEADLINE_EXCEEDED", began, hung=True)
         elif self._breaker.succeeded(began):
             log.info("Pub/Sub takes events again; %d wait in the outbox", self._outbox.rows)
+
+    async def _call(self, rows: Sequence[Row], deadline_seconds: float) -> None:
+        """One Publish call that `_hurry` can cut short. Raises TopicError."""
+        try:
+            async with asyncio.timeout(deadline_seconds + _CALL_GRACE_SECONDS) as limit:
+                self._limits.add(limit)
+                try:
+                    await self._topic.publish([message(row) for row in rows], deadline_seconds)
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError as error:
+            raise TopicError("DEADLINE_EXCEEDED") from error
 
     async def _refused(
         self, rows: Sequence[Row], outcome: _Outcome, error: TopicError, deadline_seconds: float

@@ -66,17 +66,20 @@ class Topic:
         because it imports Google's libraries.
         """
         started = time.perf_counter()
-        status = "OK"
+        status = "CANCELLED"
         try:
             if self._pubsub is None:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     self._pubsub = await self._clients.pubsub()
             # gRPC keeps the deadline by itself, unless the credentials hold it up.
             async with asyncio.timeout(deadline_seconds + _GRACE_SECONDS):
-                return await self._publish(self._pubsub, messages, deadline_seconds)
+                ids = await self._publish(self._pubsub, messages, deadline_seconds)
         except Exception as error:
             status = _status(error)
             raise TopicError(status) from error
+        else:
+            status = "OK"
+            return ids
         finally:
             self.metrics.publish_called(len(messages), time.perf_counter() - started, status)
 

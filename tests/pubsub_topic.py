@@ -35,18 +35,19 @@ def make_topic(address: str) -> None:
 
 
 def pull_all(address: str) -> Iterator[Any]:
-    """Takes and acknowledges every message that waits, until nothing came for `QUIET_SECONDS`."""
+    """Takes and acknowledges every message that waits, until none was there for `QUIET_SECONDS`."""
     from google.protobuf.empty_pb2 import Empty
 
     pull, acknowledge = types.PullRequest.pb(), types.AcknowledgeRequest.pb()
-    last = time.monotonic()
-    while time.monotonic() < last + QUIET_SECONDS:
+    empty_since: float | None = None
+    while empty_since is None or time.monotonic() < empty_since + QUIET_SECONDS:
         request = pull(subscription=SUBSCRIPTION, max_messages=1000, return_immediately=True)
         found = call(address, "Subscriber", "Pull", request, types.PullResponse.pb()).received_messages
         if not found:
+            empty_since = empty_since or time.monotonic()
             time.sleep(0.05)
             continue
-        last = time.monotonic()
+        empty_since = None
         yield from (each.message for each in found)
         taken = acknowledge(subscription=SUBSCRIPTION, ack_ids=[each.ack_id for each in found])
         call(address, "Subscriber", "Acknowledge", taken, Empty)

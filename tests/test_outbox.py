@@ -15,7 +15,7 @@ from service.config import Settings
 from service.db import Database
 from service.errors import DatabaseUnavailableError, OutboxFullError
 from service.group_commit import GROUP_ROWS
-from service.outbox import Outbox
+from service.outbox import BREATH_SECONDS, Outbox
 from service.outbox import message as kept
 from tests.publishing import message, outbox_events
 
@@ -279,3 +279,63 @@ async def test_a_connection_that_postgresql_has_ended_costs_no_event(postgres):
     await outbox.spool([message(2)])
     assert [row["event_id"] for row in await outbox_events(outbox)] == ["event-1", "event-2"]
     await database.close()
+
+
+@pytest.mark.parametrize("sqlstate", ["53100", "53200", "57014", "58030", "57P01", "40001", "XX000"])
+async def test_whatever_postgresql_says_to_a_commit_no_event_has_been_kept_by_it(postgres, sqlstate):
+    url = postgres.create(migrated=True)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{sqlstate}'; END$$"
+        )
+        connection.execute("CREATE TRIGGER refuse BEFORE INSERT ON outbox EXECUTE FUNCTION refuse()")
+        database = Database(settings_with(url))
+        try:
+            outbox = Outbox(database, settings_with(url))
+            with pytest.raises(DatabaseUnavailableError):
+                await outbox.spool([message(1)])
+            assert (outbox.rows, await outbox_events(outbox)) == (0, [])
+            connection.execute("DROP TRIGGER refuse ON outbox")
+            await asyncio.sleep(BREATH_SECONDS)
+            await outbox.spool([message(2)])
+            assert [row["event_id"] for row in await outbox_events(outbox)] == ["event-2"]
+        finally:
+            await database.close()
+
+
+async def test_a_sqlite_file_that_goes_between_two_commits_keeps_nothing(tmp_path, migrated_sqlite):
+    path, away = tmp_path / "signin.db", tmp_path / "away.db"
+    path.write_bytes(migrated_sqlite.read_bytes())
+    database = Database(settings_with(f"sqlite:///{path}"))
+    outbox = Outbox(database, settings_with(f"sqlite:///{path}"))
+    try:
+        await outbox.spool([message(1)])
+        path.rename(away)
+        with pytest.raises(DatabaseUnavailableError):
+            await outbox.spool([message(2)])
+        assert not path.exists()  # and no empty database takes its place
+        away.rename(path)
+        await asyncio.sleep(BREATH_SECONDS)
+        await outbox.spool([message(3)])
+        assert [row["event_id"] for row in await outbox_events(outbox)] == ["event-1", "event-3"]
+    finally:
+        await database.close()
+
+
+async def test_a_file_that_is_gone_after_the_commit_is_noticed_before_the_answer(tmp_path, migrated_sqlite):
+    path = tmp_path / "signin.db"
+    path.write_bytes(migrated_sqlite.read_bytes())
+    settings = settings_with(f"sqlite:///{path}")
+    database = Database(settings)
+    try:
+        await database.ping()
+
+        @sqlalchemy.event.listens_for(database._engine.sync_engine, "checkout")
+        def goes(connection, record, proxy):
+            path.unlink(missing_ok=True)  # after the look before the statement
+
+        with pytest.raises(DatabaseUnavailableError):
+            await Outbox(database, settings).spool([message(1)])
+    finally:
+        await database.close()

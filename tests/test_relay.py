@@ -232,3 +232,17 @@ async def test_draining_is_fast_enough_for_an_outage_under_full_load(tmp_path, d
         running.cancel()
         await asyncio.wait([running])
         assert draining < 10 * max(spooling, 0.5)
+
+
+async def test_what_hung_probes_hold_is_published_soon_after_pubsub_is_back(tmp_path, database_url):
+    values = {"breaker_open_seconds": 0.1, "publish_patience_seconds": 0.3, "publish_deadline_seconds": 60.0}
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url, **values) as (server, settings, reader),
+        publishing(settings, relay=True) as world,
+    ):
+        server.faults.set([HANGING])
+        await spooled(world, 250)
+        await until(lambda: len(world.relay._probes) >= 2, 20)
+        server.faults.set([])
+        await until_empty(world, 10)  # the calls that hang have a deadline of 60 s
+        assert set(ids(await reader.pull(250))) == {f"event-{i}" for i in range(250)}
