@@ -124,9 +124,9 @@ class Walk:
         self.dataflow = Dataflow(self.clients, settings)
         self.now = datetime.fromisoformat(START)
         self.replicas = [self._replica(), self._replica()]
+        self._faults: list[Fault] = []
         self._hidden_until: datetime | None = None
         self._seen: dict[str, tuple[str, str, int]] = {}
-        self._names: dict[str, str] = {}
 
     @property
     def fleet(self) -> HandFleet:
@@ -326,15 +326,23 @@ class Walk:
             fault = Fault(
                 method="GetJob", state=self.chance.choice(("77", "PAUSED", "STOPPED", "UNKNOWN")), times=3
             )
-        self.server.faults.set([fault])
-        self._hidden_until = self.now + timedelta(seconds=HIDDEN_SECONDS)
+        faults = [*self._faults, fault][-3:]
+        if kind == "lose and hide":  # the launch is made, and nothing shows it for a while
+            lost = Fault(method="LaunchFlexTemplate", code="UNAVAILABLE", after=True)
+            faults = [lost, Fault(hide="job")]
+        self._set_faults(faults)
+        self._hidden_until = self._hidden_until or self.now + timedelta(seconds=HIDDEN_SECONDS)
 
     async def _mend(self) -> None:
         self._end_faults()
 
     def _end_faults(self) -> None:
-        self.server.faults.set([])
+        self._set_faults([])
         self._hidden_until = None
+
+    def _set_faults(self, faults: list[Fault]) -> None:
+        self._faults = faults
+        self.server.faults.set(faults)
 
     # The laws
 
@@ -368,7 +376,7 @@ class Walk:
         self._end_faults()
         for _ in range(6):
             self.now += timedelta(seconds=GRACE_SECONDS + 5)
-            assert await self.replicas[0].tick() or True
+            await self.replicas[0].tick()
             await self.hold_laws()
         for _ in range(8):  # what still hangs in a worker is let go of, and looked at
             for job in self.fleet.active():
