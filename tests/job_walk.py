@@ -43,6 +43,8 @@ MOST_ACTIVE = 6
 START = "2026-01-01T00:00:00+00:00"
 TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN", "ABORTED")
 REFUSALS = ("INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION")
+# A launch is made, and nothing shows it for a while.
+LOST_AND_HIDDEN = [Fault("LaunchFlexTemplate", "UNAVAILABLE", after=True), Fault(hide="job")]
 METHODS = ("LaunchFlexTemplate", "UpdateJob", "GetJob", "ListJobs", "*")
 
 
@@ -170,6 +172,7 @@ class Walk:
             (self._work, 40),
             (self._foreign_hand, 3),
             (self._foreign_update, 2),
+            (self._ill_fated_launch, 3),
             (self._pass_time, 8),
             (self._break, 14),
             (self._mend, 8),
@@ -327,11 +330,19 @@ class Walk:
                 method="GetJob", state=self.chance.choice(("77", "PAUSED", "STOPPED", "UNKNOWN")), times=3
             )
         faults = [*self._faults, fault][-3:]
-        if kind == "lose and hide":  # the launch is made, and nothing shows it for a while
-            lost = Fault(method="LaunchFlexTemplate", code="UNAVAILABLE", after=True)
-            faults = [lost, Fault(hide="job")]
+        if kind == "lose and hide":
+            faults = LOST_AND_HIDDEN
         self._set_faults(faults)
-        self._hidden_until = self._hidden_until or self.now + timedelta(seconds=HIDDEN_SECONDS)
+
+    async def _ill_fated_launch(self) -> None:
+        """A launch is made whose answer is lost, nothing shows it for a while, and it is asked to stop."""
+        self._set_faults(LOST_AND_HIDDEN)
+        await self._launch()
+        newest = max(await self._jobs(), key=lambda job: job.id, default=None)
+        if newest and self.chance.random() < 0.7:
+            await self._control().stop(newest.id, self.chance.choice(("drain", "cancel")), "walk")
+        for _ in range(self.chance.randrange(4)):
+            await self._tick()
 
     async def _mend(self) -> None:
         self._end_faults()
@@ -341,6 +352,8 @@ class Walk:
         self._hidden_until = None
 
     def _set_faults(self, faults: list[Fault]) -> None:
+        if faults:
+            self._hidden_until = self._hidden_until or self.now + timedelta(seconds=HIDDEN_SECONDS)
         self._faults = faults
         self.server.faults.set(faults)
 
