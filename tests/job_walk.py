@@ -422,6 +422,8 @@ class Walk:
             _hold_history(job, history[job.id])
             standing = next(each for each in by_job[job.id] if each.number == job.attempt)
             assert job.state == standing.state
+            kept = job.requested_state == "RUNNING" or job.ended_at is not None
+            assert kept, f"{job.id} was asked to become {job.requested_state} and is {job.state}: {job.cause}"
             assert (job.ended_at is None) == any(each.ended_at is None for each in by_job[job.id])
             if standing.dataflow_job_id and job.state != "LOST":
                 told = locals_[standing.dataflow_job_id].state.name.removeprefix("JOB_STATE_")
