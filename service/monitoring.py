@@ -76,15 +76,14 @@ class Monitoring:
         match = _SUBSCRIPTION.fullmatch(subscription or "")
         if not match or not self._knows:
             return Backlog()
-        if (kept := self._kept.get(match[0])) is not None:
-            return kept
+        return await self._kept.fetch(match[0], lambda: self._ask(match[1], match[2], now))
+
+    async def _ask(self, project: str, subscription_id: str, now: datetime) -> Backlog:
         messages, age = await asyncio.gather(
-            *(self._latest(match[1], match[2], metric, now) for metric in (MESSAGES, OLDEST_AGE))
+            *(self._latest(project, subscription_id, metric, now) for metric in (MESSAGES, OLDEST_AGE))
         )
         at = min((each[1] for each in (messages, age) if each), default=None)
-        backlog = Backlog(messages[0] if messages else None, age[0] if age else None, at)
-        self._kept.put(match[0], backlog)
-        return backlog
+        return Backlog(messages[0] if messages else None, age[0] if age else None, at)
 
     async def _latest(
         self, project: str, subscription_id: str, metric: str, now: datetime

@@ -82,45 +82,49 @@ class Telemetry:
         if own_id is None:
             return _messages_view(None, MessagePage((), (), ""), stale=False)
         key = (own_id, *query)
-        page, stale = self._pages.get(key), False
-        if page is None:
-            try:
-                page = await self._dataflow.messages(
-                    job.project,
-                    job.region,
-                    own_id,
-                    minimum_importance=query.importance,
-                    since=query.since,
-                    page_token=query.page_token,
-                    page_size=query.page_size,
-                )
-                self._pages.put(key, page)
-            except MissingError:  # Dataflow forgets a job a month after its end, its messages with it
-                page = MessagePage((), (), "")
-            except DataflowError as error:
-                page, stale = self._pages.stale(key), True
-                if page is None:
-                    raise _told(error, has_token=bool(query.page_token)) from error
-        return _messages_view(own_id, page, stale=stale)
+        try:
+            page = await self._pages.fetch(key, lambda: self._page(job, own_id, query))
+        except DataflowError as error:
+            older = self._pages.stale(key)
+            if older is None:
+                raise _told(error, has_token=bool(query.page_token)) from error
+            return _messages_view(own_id, older, stale=True)
+        return _messages_view(own_id, page, stale=False)
 
     async def metrics(self, job: Job, attempt: Attempt, now: datetime) -> MetricsView:
         """What the job does now; what cannot be had is null."""
         own_id = attempt.dataflow_job_id
         backlog = await self._monitoring.backlog(job.subscription, now)
-        looked, stale = self._looks.get(own_id), False
-        if looked is None and own_id is not None:
-            before = self._looks.stale(own_id)
+        looked, stale = None, False
+        if own_id is not None:
             try:
-                seen = await self._dataflow.metrics(
-                    job.project, job.region, own_id, deadline_seconds=DEADLINE_SECONDS
-                )
-                count = handled(seen.metrics)
-                looked = _Looked(seen, next_sample(before.sample if before else None, seen.at or now, count))
-                self._looks.put(own_id, looked)
+                looked = await self._looks.fetch(own_id, lambda: self._look(job, own_id, now))
             except DataflowError:
-                looked, stale = before, True
-        seen_, sample = looked or (None, None)
-        return metrics_view(job, own_id, seen_, sample, backlog, stale=stale)
+                looked, stale = self._looks.stale(own_id), True
+        seen, sample = looked or (None, None)
+        return metrics_view(job, own_id, seen, sample, backlog, stale=stale)
+
+    async def _page(self, job: Job, own_id: str, query: MessageQuery) -> MessagePage:
+        try:
+            return await self._dataflow.messages(
+                job.project,
+                job.region,
+                own_id,
+                minimum_importance=query.importance,
+                since=query.since,
+                page_token=query.page_token,
+                page_size=query.page_size,
+            )
+        except MissingError:  # Dataflow forgets a job a month after its end, its messages with it
+            return MessagePage((), (), "")
+
+    async def _look(self, job: Job, own_id: str, now: datetime) -> _Looked:
+        before = self._looks.stale(own_id)
+        seen = await self._dataflow.metrics(
+            job.project, job.region, own_id, deadline_seconds=DEADLINE_SECONDS
+        )
+        count = handled(seen.metrics)
+        return _Looked(seen, next_sample(before.sample if before else None, seen.at or now, count))
 
 
 def _messages_view(dataflow_job_id: str | None, page: MessagePage, *, stale: bool) -> MessagesView:

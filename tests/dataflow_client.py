@@ -160,8 +160,24 @@ class DataflowClient:
         pages = await self.jobs.list_jobs(df.ListJobsRequest(**filters, **PLACE), timeout=DEADLINE)
         return [job.name async for job in pages]
 
+    async def all_metrics(self, job_id, **filters):
+        request = df.GetJobMetricsRequest(job_id=job_id, **filters, **PLACE)
+        return list((await self.metrics.get_job_metrics(request, timeout=DEADLINE)).metrics)
+
     async def counters(self, job_id):
-        answer = await self.metrics.get_job_metrics(
-            df.GetJobMetricsRequest(job_id=job_id, **PLACE), timeout=DEADLINE
-        )
-        return {(m.name.name, m.name.context.get("tentative", "")): m.scalar for m in answer.metrics}
+        """The counters of the job's code by name and whether they are tentative."""
+        return {
+            (metric.name.name, metric.name.context.get("tentative", "")): metric.scalar
+            for metric in await self.all_metrics(job_id)
+            if metric.name.origin == "user"
+        }
+
+    async def scalings(self, job_id):
+        """The autoscaling events as (kind, workers, text)."""
+        request = df.ListJobMessagesRequest(job_id=job_id, **PLACE)
+        pager = await self.messages.list_job_messages(request, timeout=DEADLINE)
+        page = await anext(aiter(pager.pages))
+        return [
+            (event.event_type.name, event.current_num_workers, event.description.message_text)
+            for event in page.autoscaling_events
+        ]

@@ -43,6 +43,8 @@ MOST_ACTIVE = 6
 START = "2026-01-01T00:00:00+00:00"
 TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN", "ABORTED")
 REFUSALS = ("INVALID_ARGUMENT", "PERMISSION_DENIED", "FAILED_PRECONDITION")
+# A launch is made, and nothing shows it for a while.
+LOST_AND_HIDDEN = [Fault("LaunchFlexTemplate", "UNAVAILABLE", after=True), Fault(hide="job")]
 METHODS = ("LaunchFlexTemplate", "UpdateJob", "GetJob", "ListJobs", "*")
 
 
@@ -124,9 +126,9 @@ class Walk:
         self.dataflow = Dataflow(self.clients, settings)
         self.now = datetime.fromisoformat(START)
         self.replicas = [self._replica(), self._replica()]
+        self._faults: list[Fault] = []
         self._hidden_until: datetime | None = None
         self._seen: dict[str, tuple[str, str, int]] = {}
-        self._names: dict[str, str] = {}
 
     @property
     def fleet(self) -> HandFleet:
@@ -170,6 +172,7 @@ class Walk:
             (self._work, 40),
             (self._foreign_hand, 3),
             (self._foreign_update, 2),
+            (self._ill_fated_launch, 3),
             (self._pass_time, 8),
             (self._break, 14),
             (self._mend, 8),
@@ -326,15 +329,33 @@ class Walk:
             fault = Fault(
                 method="GetJob", state=self.chance.choice(("77", "PAUSED", "STOPPED", "UNKNOWN")), times=3
             )
-        self.server.faults.set([fault])
-        self._hidden_until = self.now + timedelta(seconds=HIDDEN_SECONDS)
+        faults = [*self._faults, fault][-3:]
+        if kind == "lose and hide":
+            faults = LOST_AND_HIDDEN
+        self._set_faults(faults)
+
+    async def _ill_fated_launch(self) -> None:
+        """A launch is made whose answer is lost, nothing shows it for a while, and it is asked to stop."""
+        self._set_faults(LOST_AND_HIDDEN)
+        await self._launch()
+        newest = max(await self._jobs(), key=lambda job: job.id, default=None)
+        if newest and self.chance.random() < 0.7:
+            await self._control().stop(newest.id, self.chance.choice(("drain", "cancel")), "walk")
+        for _ in range(self.chance.randrange(4)):
+            await self._tick()
 
     async def _mend(self) -> None:
         self._end_faults()
 
     def _end_faults(self) -> None:
-        self.server.faults.set([])
+        self._set_faults([])
         self._hidden_until = None
+
+    def _set_faults(self, faults: list[Fault]) -> None:
+        if faults:
+            self._hidden_until = self._hidden_until or self.now + timedelta(seconds=HIDDEN_SECONDS)
+        self._faults = faults
+        self.server.faults.set(faults)
 
     # The laws
 
@@ -368,7 +389,7 @@ class Walk:
         self._end_faults()
         for _ in range(6):
             self.now += timedelta(seconds=GRACE_SECONDS + 5)
-            assert await self.replicas[0].tick() or True
+            await self.replicas[0].tick()
             await self.hold_laws()
         for _ in range(8):  # what still hangs in a worker is let go of, and looked at
             for job in self.fleet.active():
@@ -401,6 +422,8 @@ class Walk:
             _hold_history(job, history[job.id])
             standing = next(each for each in by_job[job.id] if each.number == job.attempt)
             assert job.state == standing.state
+            kept = job.requested_state == "RUNNING" or job.ended_at is not None
+            assert kept, f"{job.id} was asked to become {job.requested_state} and is {job.state}: {job.cause}"
             assert (job.ended_at is None) == any(each.ended_at is None for each in by_job[job.id])
             if standing.dataflow_job_id and job.state != "LOST":
                 told = locals_[standing.dataflow_job_id].state.name.removeprefix("JOB_STATE_")

@@ -4,7 +4,7 @@ Flags: --fail=CODE exits so once it runs; --finish ends by itself; --deaf ignore
 --fail_drain exits 1 while draining; --linger stays after DRAINED; --slow never says RUNNING;
 --grandchild leaves a process that holds the output; --noise=N logs N long lines; --started_file gets
 the process id at each start; --graph=A,B names its steps; --gate=FILE keeps it from running until the
-file exists.
+file exists; --handled=N counts so many messages as the engine does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse():
         parser.add_argument(f"--{flag}", default="")
     for flag in ("finish", "deaf", "fail_drain", "linger", "slow", "grandchild"):
         parser.add_argument(f"--{flag}", default="")
-    for flag in ("fail", "noise"):
+    for flag in ("fail", "noise", "handled"):
         parser.add_argument(f"--{flag}", type=int, default=0)
     return parser.parse_args()
 
@@ -72,6 +72,9 @@ def main():
     log(f"INFO greeting={options.greeting} project={options.project} job_name={options.job_name}")
     log(f"INFO job={os.environ['SIGNIN_JOB_ID']} cwd={Path.cwd()}")
     say(event="metrics", counters=[{"namespace": "signin", "name": "parsed", "step": "Decode", "value": 3}])
+    if options.handled:
+        name = {"namespace": "local_engine", "name": "messages_acknowledged"}
+        say(event="metrics", counters=[{**name, "value": options.handled}])
     say(event="state", state="RUNNING")
     if options.fail:
         log("WARNING something is about to happen")

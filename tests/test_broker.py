@@ -585,6 +585,7 @@ class BrokerMachine(RuleBasedStateMachine):
             leased = [message.id for message in backlog.outstanding()]
             everything = [*waiting, *leased, *self.acked[name]]
             assert len(everything) == len(set(everything))
+            assert backlog.count() == len(waiting) + len(leased)
             assert set(everything) == sent
             assert backlog.has_ready or not waiting or backlog.next_due() is not None, (
                 "nothing waits for ever"

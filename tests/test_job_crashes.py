@@ -60,14 +60,14 @@ POINTS = {
         "launch",
         Fault(LIST, hold=True),
         1,
-        ("created", "launch_started", "launch_unanswered", "adopted"),
+        ("created", "launch_started", "adopted"),
         (LOST_ANSWER,),
     ),
     "launch: the job was found and its token is asked for": Point(
         "launch",
         Fault(GET, hold=True),
         1,
-        ("created", "launch_started", "launch_unanswered", "adopted"),
+        ("created", "launch_started", "adopted"),
         (LOST_ANSWER,),
     ),
     "update: the proof that there is a job to replace is asked for": Point(

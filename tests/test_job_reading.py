@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from datetime import timedelta
@@ -117,12 +118,16 @@ async def test_a_page_token_of_messages_that_dataflow_did_not_give_is_refused(wo
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_page_token")
 
 
-async def test_many_who_ask_for_messages_cost_one_call(tmp_path: Path, database_url: str) -> None:
+async def test_many_who_ask_at_once_or_soon_after_cost_one_call(tmp_path: Path, database_url: str) -> None:
     async with make_world(tmp_path, database_url, reconcile_interval_seconds=60.0) as world:
         job = await world.launch()
-        for _ in range(5):
-            await world.http.get(f"/jobs/{job['id']}/messages")
-        assert world.calls()["ListJobMessages"] == 1
+        path = f"/jobs/{job['id']}"
+        for _ in range(2):
+            answers = await asyncio.gather(
+                *(world.http.get(f"{path}/{what}") for what in ("messages", "metrics") for _ in range(10))
+            )
+            assert {answer.status_code for answer in answers} == {200}
+        assert world.calls()["ListJobMessages"] == world.calls()["GetJobMetrics"] == 1
 
 
 async def test_what_dataflow_said_before_is_told_while_it_is_away(world: World) -> None:

@@ -11,7 +11,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from pydantic import ValidationError
 
+from service import template_specs
 from service.config import Settings
+from service.google_rest import MOST_BYTES
 from tests.job_world import STRICT_TEMPLATE, TEMPLATE, World, make_world
 
 METADATA = Path(__file__).parents[1] / "pipeline" / "template.json"
@@ -205,6 +207,8 @@ class Bucket(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ObjectRequest)
         self.objects: dict[str, bytes] = {}
         self.gets = 0
+        self.released = threading.Event()
+        self.released.set()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -223,6 +227,7 @@ class ObjectRequest(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.gets += 1
         address = urlsplit(self.path)
+        self.server.released.wait()
         bucket, name = address.path.removeprefix("/storage/v1/b/").split("/o/")
         content = self.server.objects.get(f"gs://{bucket}/{unquote(name)}")
         is_media = "alt=media" in address.query
@@ -245,7 +250,15 @@ async def test_the_spec_in_the_bucket_is_read_once_and_judges_the_parameters(tmp
             assert bucket.gets == 1
 
 
-@pytest.mark.parametrize("content", [None, b"no JSON", b'{"metadata": {"parameters": 5}}'])
+UNREADABLE = {
+    "missing": None,
+    "no JSON": b"no JSON",
+    "another form": b'{"metadata": {"parameters": 5}}',
+    "too large": b" " * (MOST_BYTES + 1) + b"{}",
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
 async def test_without_a_readable_spec_dataflow_is_the_judge(tmp_path, database_url, content):
     with Bucket() as bucket:
         if content:
@@ -258,3 +271,17 @@ async def test_without_a_readable_spec_dataflow_is_the_judge(tmp_path, database_
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameters")
             assert [error["field"] for error in answer.json()["errors"]] == ["body.parameters.colour"]
             assert world.calls()["LaunchFlexTemplate"] == 1
+
+
+async def test_a_bucket_that_does_not_answer_keeps_no_job_from_its_launch(
+    tmp_path, database_url, monkeypatch
+):
+    monkeypatch.setattr(template_specs, "FETCH_DEADLINE_SECONDS", 0.2)
+    with Bucket() as bucket:
+        bucket.released.clear()
+        try:
+            async with make_world(tmp_path, database_url, storage_endpoint=bucket.url) as world:
+                job = await world.launch()
+                await world.until(job["id"], "RUNNING")
+        finally:
+            bucket.released.set()

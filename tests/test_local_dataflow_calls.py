@@ -136,48 +136,54 @@ async def test_a_summary_leaves_the_labels_out(client):
         assert (await client.get(job.id, view)).labels == {"token": "abc"}
 
 
-async def test_counters_come_committed_and_tentative(client):
-    job = await client.launch_running("counting")
-    assert await client.counters(job.id) == {("parsed", ""): 3, ("parsed", "true"): 3}
-    await client.request_state(job.id, "DRAINED")
-    await client.until(job.id, "DRAINED")
-    assert await client.counters(job.id) == {("parsed", ""): 5, ("parsed", "true"): 5}
-
-
-async def test_messages_are_ranked_paged_and_cut_by_time(client):
-    job = await client.launch("failing-job", fail="1")
-    await client.until(job.id, "FAILED")
-    everything = await client.told(job.id)
-    assert [m.time for m in everything] == sorted(m.time for m in everything)
-    assert await client.told(job.id, page_size=1) == everything
-    grave = await client.texts(job.id, minimum_importance="JOB_MESSAGE_WARNING")
-    assert grave[0] == "WARNING something is about to happen"
-    basic = await client.texts(job.id, minimum_importance="JOB_MESSAGE_BASIC")
-    assert "Workers have started successfully." in basic
-    assert not any(text.startswith("INFO") for text in basic)
-    middle = everything[3].time
-    later = await client.told(job.id, start_time=middle)
-    earlier = await client.told(job.id, end_time=middle)
-    assert earlier + later == everything
-
-
 def mask_of(*fields):
     return field_mask_pb2.FieldMask(paths=[f"runtime_updatable_params.{field}" for field in fields])
 
 
-async def test_a_running_jobs_worker_bounds_can_be_changed(client):
+async def change(client, job_id, **params):
+    """Changes the runtime parameters that are named and no others."""
+    wanted = df.Job(runtime_updatable_params=df.RuntimeUpdatableParams(**params))
+    request = df.UpdateJobRequest(job_id=job_id, job=wanted, update_mask=mask_of(*params), **PLACE)
+    return await client.jobs.update_job(request, timeout=5)
+
+
+async def test_a_running_jobs_worker_bounds_can_be_changed_one_by_one(client):
     job = await client.launch_running("scaling")
-    wanted = df.Job(runtime_updatable_params=df.RuntimeUpdatableParams(min_num_workers=2, max_num_workers=4))
-    mask = mask_of("min_num_workers", "max_num_workers")
-    request = df.UpdateJobRequest(job_id=job.id, job=wanted, update_mask=mask, **PLACE)
-    answer = await client.jobs.update_job(request, timeout=5)
+    answer = await change(client, job.id, min_num_workers=2, max_num_workers=4)
     assert answer.runtime_updatable_params.max_num_workers == 4
-    wanted.runtime_updatable_params.min_num_workers = 9
-    request = df.UpdateJobRequest(job_id=job.id, job=wanted, update_mask=mask, **PLACE)
+    await change(client, job.id, worker_utilization_hint=0.7)
+    await change(client, job.id, max_num_workers=8)
+    shown = (await client.get(job.id, df.JobView.JOB_VIEW_ALL)).runtime_updatable_params
+    assert (shown.min_num_workers, shown.max_num_workers) == (2, 8)
+    assert shown.worker_utilization_hint == pytest.approx(0.7)
+    kinds = [(kind, workers) for kind, workers, _ in await client.scalings(job.id)]
+    assert kinds == [("CURRENT_NUM_WORKERS_CHANGED", 1), *[("NO_CHANGE", 1)] * 3]
+    assert "min_num_workers 2, max_num_workers 4" in (await client.scalings(job.id))[1][2]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"min_num_workers": 9},  # above the maximum that it has
+        {"max_num_workers": 0},
+        {"max_num_workers": 5_000},
+        {"min_num_workers": -1},
+        {"worker_utilization_hint": 1.5},
+    ],
+)
+async def test_bounds_that_make_no_sense_change_nothing(client, params):
+    job = await client.launch_running("scaling")
+    await change(client, job.id, min_num_workers=2, max_num_workers=4)
     with pytest.raises(exceptions.InvalidArgument):
-        await client.jobs.update_job(request, timeout=5)
-    shown = await client.get(job.id, df.JobView.JOB_VIEW_ALL)
-    assert shown.runtime_updatable_params.min_num_workers == 2
+        await change(client, job.id, **params)
+    shown = (await client.get(job.id)).runtime_updatable_params
+    assert (shown.min_num_workers, shown.max_num_workers) == (2, 4)
+
+
+async def test_a_job_that_does_not_run_cannot_be_scaled(client):
+    job = await client.launch("slow-job", slow="yes")
+    with pytest.raises(exceptions.FailedPrecondition, match="Operation update not allowed"):
+        await change(client, job.id, max_num_workers=4)
 
 
 @pytest.mark.parametrize(

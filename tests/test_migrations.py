@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlmodel import SQLModel
 
-from service import db
+from service import db, job_store
 from service.config import Settings
 from service.db import Database, migrate, migration_connection, unmigrate
 from service.errors import DatabaseUnavailableError
@@ -59,6 +59,45 @@ def test_downgrade_to_base_leaves_nothing_and_upgrade_comes_back(empty_database_
     assert tables(empty_database_url) == {"alembic_version"}
     migrate(settings_for(empty_database_url))
     assert tables(empty_database_url) >= {"jobs", "attempts", "job_events"}
+
+
+def insert_as_version_0_1(url: str, job_id: str) -> None:
+    """Writes a job down as the program before 0003 did, which knows nothing of the newer columns."""
+    job = {
+        "id": job_id, "name": job_id, "base_name": "n", "pipeline": "user-signin", "project": "p",
+        "region": "r", "template_path": "gs://t", "state": "RUNNING", "requested_state": "RUNNING",
+        "launch_token": "t", "parameters": "{}", "environment": "{}", "labels": "{}", "attempt": 1,
+        "created_at": "2026-01-01 00:00:00+00:00", "missing_looks": 0, "version": 1,
+    }  # fmt: skip
+    attempt = {"job_id": job_id, "number": 1, "dataflow_job_id": job_id, "state": "RUNNING"}
+    with migration_connection(settings_for(url)) as connection:
+        for table, row in (("jobs", job), ("attempts", attempt | {"created_at": job["created_at"]})):
+            names = ", ".join(row)
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), row)
+
+
+async def test_a_replica_of_the_version_before_goes_on_while_0003_is_applied(empty_database_url: str) -> None:
+    settings = settings_for(empty_database_url)
+    await asyncio.to_thread(migrate, settings, "0002")
+    await asyncio.to_thread(insert_as_version_0_1, empty_database_url, "before")
+    await asyncio.to_thread(migrate, settings)
+    await asyncio.to_thread(insert_as_version_0_1, empty_database_url, "after")
+    database = Database(settings)
+    try:
+        async with database.session() as session:
+            lineages = await job_store.active(session)
+    finally:
+        await database.close()
+    assert [lineage.job.id for lineage in lineages] == ["after", "before"]
+    for lineage in lineages:
+        [attempt] = lineage.open
+        assert (attempt.kind, attempt.parameters, attempt.missing_looks) == ("launch", None, 0)
+        assert (lineage.job.restart_policy, lineage.job.on_drain_deadline) == ("never", "wait")
+        assert (lineage.job.scaling_pending, lineage.job.adopted) == (False, False)
+    await asyncio.to_thread(unmigrate, settings, "0002")
+    with migration_connection(settings) as connection:
+        assert connection.execute(text("SELECT count(*) FROM jobs")).scalar_one() == 2
 
 
 def test_processes_that_migrate_at_the_same_time_wait_for_each_other(empty_database_url: str) -> None:

@@ -213,10 +213,11 @@ async def test_an_outage_changes_nothing_and_the_next_answer_ends_it(code: str, 
 
 
 async def test_an_observation_that_is_old_is_called_stale(world: World) -> None:
-    world.clock.advance(minutes=-5)
-    job = await world.insert(state="RUNNING", observed_at=world.clock(), dataflow_job_id="x")
+    at = world.clock()
+    job = await world.insert(state="RUNNING", observed_at=at, dataflow_job_id="x")
+    ended = await world.insert(state="DRAINED", observed_at=at, ended_at=at)
+    world.clock.advance(minutes=5)
     assert (await world.show(job.id))["stale"]
-    ended = await world.insert(state="DRAINED", observed_at=world.clock(), ended_at=world.clock())
     assert not (await world.show(ended.id))["stale"]
 
 

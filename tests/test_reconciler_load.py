@@ -218,3 +218,14 @@ def test_the_pause_before_a_restart_grows_to_ten_minutes() -> None:
     assert pauses[0] == timedelta(seconds=30)
     assert pauses == sorted(pauses)
     assert pauses[-1] == timedelta(minutes=10)
+
+
+async def test_a_job_that_is_seen_is_not_stale_though_its_stop_is_refused(patient: World) -> None:
+    job_id = await running(patient)
+    patient.fail(Fault("UpdateJob", "FAILED_PRECONDITION"))
+    await patient.http.post(f"/jobs/{job_id}/cancel")
+    for _ in range(12):
+        patient.clock.advance(seconds=INTERVAL_SECONDS)
+        await patient.reconciler.tick()
+    shown = await patient.show(job_id)
+    assert (shown["state"], shown["requested_state"], shown["stale"]) == ("RUNNING", "CANCELLED", False)

@@ -12,11 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
 from google.cloud.dataflow_v1beta3 import types as dataflow_types
 from google.pubsub_v1 import types as pubsub_types
@@ -139,6 +141,16 @@ def test_all_three_servers_answer_and_topic_subscription_and_tables_exist(stack:
     )
     assert not jobs.jobs
     assert at["SIGNIN_PROJECT"] == at["GOOGLE_CLOUD_PROJECT"] == "signin-local"
+    waiting = httpx.get(
+        f"{at['SIGNIN_MONITORING_ENDPOINT']}/v3/projects/signin-local/timeSeries",
+        params={
+            "filter": 'metric.type="pubsub.googleapis.com/subscription/num_undelivered_messages"',
+            "interval.endTime": datetime.now(UTC).isoformat(),
+        },
+        timeout=10,
+    ).json()
+    [series] = waiting["timeSeries"]
+    assert series["resource"]["labels"]["subscription_id"] == local.subscription
 
 
 def test_another_terminal_finds_the_running_stack_and_nobody_else_may_read_where(stack: Stack) -> None:
@@ -234,6 +246,7 @@ async def test_a_server_that_cannot_start_takes_all_down_and_a_given_pubsub_is_p
         assert str(caught.value).startswith("dataflow ended with exit code 1 before it was ready")
         assert f"127.0.0.1:{port}" in str(caught.value).partition("Its last log lines")[2]
         assert stack.environment["PUBSUB_EMULATOR_HOST"] == given.address
+        assert "SIGNIN_MONITORING_ENDPOINT" not in stack.environment
         assert not (tmp_path / "pubsub").exists()
         publishing = asyncio.to_thread(publish, given.address, local.topic_path, b"to the given one")
         await publishing

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.local import supervisor
-from service.local.supervisor import LINE_CHARACTERS, Command, Level, Worker
+from service.local.log_lines import LINE_CHARACTERS, Level, LogLines
+from service.local.supervisor import Command, Worker
 from tests.dataflow_client import ROOT, until_gone
 
 
@@ -94,9 +95,48 @@ async def test_a_failed_child_leaves_its_exit_code_and_its_last_lines(worker_of,
     end = await worker_of("--fail=3").run()
     assert str(end) == "exit code 3"
     assert end.last_lines[-1] == "  the last words of the sample job"
-    levels = dict(listener.lines)
-    assert levels["WARNING something is about to happen"] == Level.WARNING
-    assert levels["  the last words of the sample job"] == Level.ERROR
+    assert listener.lines[-2:] == [
+        ("WARNING something is about to happen", Level.WARNING),
+        ("Traceback (most recent call last):\n  the last words of the sample job", Level.ERROR),
+    ]
+
+
+def test_a_traceback_is_one_message_that_ends_with_its_exception():
+    log = LogLines()
+    lines = [
+        "2026-01-01 ERROR job: it broke",
+        "Traceback (most recent call last):",
+        '  File "job.py", line 1, in <module>',
+        "",
+        "    raise ValueError(1)",
+        "ValueError: 1",
+        "The above exception was the direct cause of the following exception:",
+        "Traceback (most recent call last):",
+        "  File b",
+        "Traceback (most recent call last):",
+        "  File c",
+        "2026-01-01 INFO job: goes on",
+    ]
+    told = [message for line in lines for message in log.take(line)]
+    assert [text.splitlines()[-1] for text, _ in told] == [
+        "2026-01-01 ERROR job: it broke",
+        "ValueError: 1",
+        "The above exception was the direct cause of the following exception:",
+        "  File b",
+        "  File c",
+        "2026-01-01 INFO job: goes on",
+    ]
+    assert [level for _, level in told] == [Level.ERROR] * 5 + [Level.INFO]
+    assert log.rest() == []
+
+
+def test_a_traceback_without_end_is_given_out_in_parts_and_keeps_its_end():
+    log = LogLines()
+    lines = ["Traceback (most recent call last):", *(f"  line {n} " + "x" * 100 for n in range(1_000))]
+    told = [message for line in lines for message in log.take(line)]
+    told += log.rest()
+    assert told[0].text.splitlines()[-1].startswith("  line 498 ")
+    assert max(len(message.text) for message in told) <= 8_192
 
 
 async def test_a_killed_child_names_the_signal(worker_of, listener):

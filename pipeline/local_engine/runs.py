@@ -87,9 +87,16 @@ class GraphRuns:
 
 
 def _steps(proto: Any) -> list[str]:
-    """The full names of the transforms that hold no others, in the graph's order of names."""
-    transforms = proto.components.transforms.values()
-    return sorted(transform.unique_name for transform in transforms if not transform.subtransforms)
+    """The full names of the transforms that hold no others, in the order of the graph."""
+    transforms = proto.components.transforms
+    found: list[str] = []
+    waiting = list(reversed(proto.root_transform_ids))
+    while waiting:
+        transform = transforms[waiting.pop()]
+        waiting += reversed(transform.subtransforms)
+        if not transform.subtransforms:
+            found.append(transform.unique_name)
+    return found
 
 
 def require_batchable(proto: Any) -> None:

@@ -15,7 +15,7 @@ _FRAMES = re.compile(
     re.IGNORECASE,
 )
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^\s+at [\w.$]+\(|Caused by:", re.MULTILINE)
-_EXCEPTION = re.compile(r"\b[\w.]*(?:Error|Exception|Errno)\b")
+_EXCEPTION = re.compile(r"\b[\w.]*(?:Error|Exception|Errno)\b|^(?:[a-z_]\w*\.)+[A-Z]\w+:", re.MULTILINE)
 
 
 def cause_of(messages: Iterable[SeenMessage]) -> str | None:

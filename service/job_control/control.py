@@ -53,7 +53,7 @@ class JobControl:
         return await self._launching.launch(job.id, job.attempt, job.version)
 
     async def look(self, lineage: Lineage, listed: Mapping[str, SeenJob]) -> bool:
-        """Compares a job with what Dataflow says; True where all is as it was. Raises DataflowError."""
+        """Compares a job with what Dataflow says; True where it was seen as it was. Raises DataflowError."""
         return await self._looking.look(lineage, listed)
 
     async def stop(

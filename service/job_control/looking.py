@@ -38,28 +38,29 @@ class Looking:
         self._updating = updating
 
     async def look(self, lineage: Lineage, listed: Mapping[str, SeenJob]) -> bool:
-        """True where all is as it was. Raises DataflowError.
+        """True where the attempt that stands for the job was seen as it was. Raises DataflowError.
 
         `listed` are the active jobs of the region; a job of its own is asked for only where it is in
         transition or not among them.
         """
-        job_id, quiet = lineage.job.id, True
+        job_id, unchanged = lineage.job.id, False
         for number in [attempt.number for attempt in lineage.open]:
             attempt = lineage.find(number)
             if attempt is None or attempt.ended_at is not None:
                 continue
             sight = await self._look_at(lineage, attempt, listed)
-            quiet &= sight is Sight.UNCHANGED
             if sight is not Sight.UNCHANGED:
                 lineage = await self._means.read(job_id)
                 if lineage.job.ended_at is not None:
                     return False
+            elif number == lineage.job.attempt:
+                unchanged = True
         if await self._stopping.keep_deadline(lineage):
-            lineage, quiet = await self._means.read(job_id), False
-        quiet &= not await self._stopping.send(lineage)
+            lineage = await self._means.read(job_id)
+        await self._stopping.send(lineage)
         if lineage.job.scaling_pending:
             await self._updating.send_bounds(lineage)
-        return quiet
+        return unchanged
 
     async def _look_at(self, lineage: Lineage, attempt: Attempt, listed: Mapping[str, SeenJob]) -> Sight:
         job = lineage.job
@@ -131,7 +132,7 @@ class Looking:
             if own.missing_since is None:
                 own.missing_since = now
                 current.job.cause = "Dataflow has replaced the job by one that is not found yet."
-                job_store.record(session, current.job, now, "denied", {"cause": current.job.cause})
+                job_store.record(session, current.job, now, "replacement_unseen", {})
             own.missing_looks += 1
             if own.missing_looks >= CLEAN_LOOKS and now - own.missing_since >= LOST_AFTER:
                 settling.see(session, current, own, transition, now, None)

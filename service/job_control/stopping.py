@@ -88,21 +88,18 @@ class Stopping:
                 self._ask(session, current, "cancel", now, {}, SERVICE_ACTOR)
         return True
 
-    async def send(self, lineage: Lineage) -> bool:
-        """Asks Dataflow for the states that are wanted of its jobs; True where any call was made."""
-        sent = False
+    async def send(self, lineage: Lineage) -> None:
+        """Asks Dataflow for the states that are wanted of its jobs."""
         for attempt in lineage.open:
             wanted = state_to_send(attempt.state, lineage.job.requested_state)
             if wanted == "DRAINED" and lineage.job.pending_attempt is not None:
                 continue  # which of the two is to drain shows when the update is done
             force = lineage.job.force_cancel_requested_at is not None
             if attempt.dataflow_job_id and (wanted or force):
-                sent = True
                 after = await self._send(lineage, attempt, wanted or "CANCELLED", force=force)
                 if after is None:
                     break
                 lineage = after
-        return sent
 
     def _ask(
         self,

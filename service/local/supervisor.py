@@ -5,32 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-LINE_CHARACTERS = 2_048  # of a log line that are kept
+from service.local.log_lines import Level, LogLines, shortened
+
 PENDING_BYTES = 1 << 20  # of a line whose end has not come yet
 READER_GRACE_SECONDS = 5.0
 EXIT_GRACE_SECONDS = 10.0  # from the word DRAINED to the end of the process
 LAST_LINES = 20
-
-
-class Level(IntEnum):
-    """How grave a log line is."""
-
-    DEBUG = 10
-    INFO = 20
-    WARNING = 30
-    ERROR = 40
 
 
 class Counter(msgspec.Struct, frozen=True):
@@ -65,7 +55,7 @@ class Watcher(Protocol):
         """The child's counters have these values."""
 
     def said_line(self, text: str, level: Level) -> None:
-        """The child logged a line, cut to LINE_CHARACTERS."""
+        """The child logged a line, or a whole traceback; cut to what is kept of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +104,7 @@ class Worker:
         self._asked: signal.Signals | None = None
         self._killed_because = ""
         self._said_drained = False
-        self._level = Level.INFO
+        self._log = LogLines()
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     async def run(self) -> Exit:
@@ -147,6 +137,8 @@ class Worker:
                 _kill_group(self._process)
                 code = await self._process.wait()
                 await _finish(readers)
+                for message in self._log.rest():
+                    self._tell(message.text, message.level)
                 for timer in (self._startup, self._grace):
                     if timer:
                         timer.cancel()
@@ -212,33 +204,17 @@ class Worker:
         elif event.event == "metrics":
             self._watcher.said_counters(event.counters)
         elif event.event == "error":
-            self._tell(event.message, Level.ERROR)
+            self._tell(shortened(event.message), Level.ERROR)
         else:
             self._take_log(line)
 
     def _take_log(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
-        if text:
-            # A line without a level (a traceback's) belongs to the one before it.
-            self._level = _level_of(text) or self._level
-            self._tell(text, self._level)
+        for message in self._log.take(line.decode(errors="replace")):
+            self._tell(message.text, message.level)
 
     def _tell(self, text: str, level: Level) -> None:
-        text = text if len(text) <= LINE_CHARACTERS else text[: LINE_CHARACTERS - 1] + "…"
-        self._last_lines.append(text)
+        self._last_lines.extend(text.splitlines()[-LAST_LINES:])
         self._watcher.said_line(text, level)
-
-
-_LEVEL_WORD = re.compile(r"\b(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b")
-_LEVELS = {"DEBUG": Level.DEBUG, "INFO": Level.INFO, "WARNING": Level.WARNING, "WARN": Level.WARNING}
-_LEVEL_WITHIN = 80  # characters: further right the word belongs to the message
-
-
-def _level_of(text: str) -> Level | None:
-    if text.startswith("Traceback (most recent call last)"):
-        return Level.ERROR
-    word = None if text[0].isspace() else _LEVEL_WORD.search(text, 0, _LEVEL_WITHIN)
-    return _LEVELS.get(word[1], Level.ERROR) if word else None
 
 
 async def _open_pipe(pipes: contextlib.AsyncExitStack) -> tuple[asyncio.StreamReader, int]:

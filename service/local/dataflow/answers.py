@@ -6,7 +6,7 @@ from typing import Any
 
 from google.cloud import dataflow_v1beta3 as df
 
-from service.local.dataflow.job import Importance, LocalJob, Message, Metric
+from service.local.dataflow.job import Importance, LocalJob, Message, Scaling
 
 _DETAILED_VIEWS = (df.JobView.JOB_VIEW_ALL, df.JobView.JOB_VIEW_DESCRIPTION)
 _SEVERITY = (
@@ -53,15 +53,12 @@ def message(told: Message) -> Any:
     return shown
 
 
-def fill_metric(shown: Any, metric: Metric, *, tentative: bool) -> None:
-    """Fills in a MetricUpdate, the committed one or its tentative twin."""
-    shown.name.origin = "user"
-    shown.name.name = metric.name
-    shown.name.context["namespace"] = metric.namespace
-    if metric.step:
-        shown.name.context["step"] = metric.step
-    if tentative:
-        shown.name.context["tentative"] = "true"
-    shown.kind = "Sum"
-    shown.scalar.number_value = metric.value
-    shown.update_time.FromDatetime(metric.time)
+def scaling(told: Scaling) -> Any:
+    """The event as an AutoscalingEvent."""
+    shown = df.AutoscalingEvent.pb()(
+        current_num_workers=told.workers, target_num_workers=told.workers, event_type=told.kind
+    )
+    shown.description.message_text = told.text
+    shown.worker_pool = "Regular"
+    shown.time.FromDatetime(told.time)
+    return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,6 +15,7 @@ from service.local.dataflow import answers, requests
 from service.local.dataflow.faults import DataflowFaultSwitch
 from service.local.dataflow.fleet import Fleet
 from service.local.dataflow.job import LocalJob, State, new_job
+from service.local.dataflow.lags import Lags
 from service.local.dataflow.reading import Reading, shown
 from service.local.dataflow.replacement import to_be_replaced
 from service.local.dataflow.requests import error_number, invalid, not_allowed, refusal
@@ -28,8 +30,8 @@ _PACKAGE = "google.dataflow.v1beta3"
 class DataflowApi:
     """The methods; each takes and gives raw protobuf and raises StatusError."""
 
-    def __init__(self, fleet: Fleet, templates: Templates, faults: DataflowFaultSwitch) -> None:
-        self._reading = Reading(fleet, faults)
+    def __init__(self, fleet: Fleet, templates: Templates, faults: DataflowFaultSwitch, lags: Lags) -> None:
+        self._reading = Reading(fleet, faults, lags)
         self._faults = faults
         self._fleet = fleet
         self._templates = templates
@@ -162,7 +164,8 @@ class DataflowApi:
         if not fields:
             raise invalid("Neither a requested state nor an update mask is set.")
         _check_changeable(job, "update")
-        # The values are kept and shown, and change nothing: a job here has one worker.
+        if job.state != State.JOB_STATE_RUNNING:
+            raise not_allowed(job, "update", f"Job is in state {job.state.name}.")
         given, kept = request.job.runtime_updatable_params, job.proto.runtime_updatable_params
         changed = type(kept).FromString(kept.SerializeToString())
         for field in fields:
@@ -170,11 +173,12 @@ class DataflowApi:
             if given.HasField(field):
                 part = type(given)(**{field: getattr(given, field)})
                 changed.MergeFrom(part)
-        bounds = changed.min_num_workers, changed.max_num_workers
-        if min(bounds) < 0 or (bounds[1] and bounds[0] > bounds[1]):
-            raise invalid(f"Worker numbers are not valid: minimum {bounds[0]}, maximum {bounds[1]}.")
+        requests.check_runtime_params(changed)
         kept.CopyFrom(changed)
-        job.tell(f"Updated: {', '.join(fields)}.")
+        bounds = ", ".join(f"{field} {getattr(changed, field):g}" for field in fields)
+        job.tell(f"The job's runtime parameters are changed: {bounds}.")
+        # Here a job has one worker, whatever the bounds say: they are kept, shown and told.
+        job.scaled(job.workers, f"Changed: {bounds}. A job on this machine has one worker.")
 
 
 def _rpc_name(verb: Verb) -> str:
@@ -183,7 +187,8 @@ def _rpc_name(verb: Verb) -> str:
 
 def _without_context(verb: Verb) -> Callable[[Any, Context], Awaitable[Any]]:
     async def call(request: Any, _: Context) -> Any:
-        return verb(request)
+        answer = verb(request)
+        return await answer if inspect.isawaitable(answer) else answer
 
     return call
 

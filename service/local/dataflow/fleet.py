@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from service.local.dataflow.job import Importance, LocalJob, State
 from service.local.dataflow.replacement import incompatibility, pending_replacement, to_be_replaced
 from service.local.dataflow.store import JobStore
-from service.local.supervisor import Command, Counter, Exit, Level, Worker
+from service.local.log_lines import Level
+from service.local.supervisor import Command, Counter, Exit, Worker
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Fleet:
         """Takes up the stored jobs: those that ran get a new worker, those that were ending have ended."""
         self.jobs = {job.id: job for job in self._store.load()}
         for job in self.active():
+            if job.workers:
+                job.scaled(0, "The worker ended with the server.")
             if job.state == State.JOB_STATE_DRAINING:
                 self._move(job, State.JOB_STATE_DRAINED, "The worker ended with the server while draining.")
             elif job.state == State.JOB_STATE_CANCELLING:
@@ -144,7 +147,12 @@ class Fleet:
             self._command(job), _JobWatcher(job, self), startup_seconds=self.limits.startup_seconds
         )
         self._workers[job.id] = worker
-        self._ended(job, await worker.run())
+        try:
+            exit_ = await worker.run()
+        finally:
+            if job.workers:
+                job.scaled(0, "The worker is gone.")
+        self._ended(job, exit_)
 
     def _ended(self, job: LocalJob, exit_: Exit) -> None:
         if job.state == State.JOB_STATE_CANCELLING:
@@ -176,6 +184,7 @@ class Fleet:
         """The job's worker works; the job that it replaces may end now."""
         if job.state != State.JOB_STATE_PENDING or job.doom:
             return
+        job.scaled(1, "The job has 1 worker, a process on this machine.")
         self._move(job, State.JOB_STATE_RUNNING, "Workers have started successfully.")
         if old := to_be_replaced(job, self.jobs):
             old.proto.replaced_by_job_id = job.id

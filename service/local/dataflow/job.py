@@ -11,16 +11,19 @@ from typing import Any
 import msgspec
 from google.cloud import dataflow_v1beta3 as df
 
-from service.local.supervisor import Counter, Level
+from service.local.log_lines import Level
+from service.local.supervisor import Counter
 
 State = df.JobState
 Importance = df.JobMessageImportance
+ScalingKind = df.AutoscalingEvent.AutoscalingEventType
 ProtoJob = df.Job.pb()
 ProtoLaunch = df.LaunchFlexTemplateParameter.pb()
 
 DEFAULT_REGION = "us-central1"  # what Dataflow assumes where a request names no location
 MESSAGES_KEPT = 2_000
 MESSAGES_STORED = 200
+SCALINGS_KEPT = 100
 
 TERMINAL = frozenset(
     {
@@ -84,6 +87,15 @@ class Metric(msgspec.Struct, frozen=True):
     time: dt.datetime
 
 
+class Scaling(msgspec.Struct, frozen=True):
+    """An autoscaling event; `kind` is Dataflow's enum."""
+
+    time: dt.datetime
+    workers: int
+    kind: int
+    text: str
+
+
 class LocalJob:
     """One job. `number` is its place in the order of launches; `changed` says that it must be stored.
 
@@ -98,12 +110,14 @@ class LocalJob:
         launch: Any,
         messages: Iterable[Message] = (),
         metrics: Iterable[Metric] = (),
+        scalings: Iterable[Scaling] = (),
     ) -> None:
         self.number = number
         self.proto = proto
         self.launch = launch
         self.messages = deque(messages, maxlen=MESSAGES_KEPT)
         self.metrics = {(metric.step, metric.namespace, metric.name): metric for metric in metrics}
+        self.scalings = deque(scalings, maxlen=SCALINGS_KEPT)
         self.changed = True
         self.doom = ""
         self._next_message = self.messages[-1].number + 1 if self.messages else 0
@@ -148,6 +162,18 @@ class LocalJob:
         self._next_message += 1
         self.changed = True
 
+    @property
+    def workers(self) -> int:
+        """How many workers the job has now."""
+        return self.scalings[-1].workers if self.scalings else 0
+
+    def scaled(self, workers: int, text: str) -> None:
+        """Notes an autoscaling event: the number of workers from now on, and why."""
+        changed = workers != self.workers
+        kind = ScalingKind.CURRENT_NUM_WORKERS_CHANGED if changed else ScalingKind.NO_CHANGE
+        self.scalings.append(Scaling(now(), workers, int(kind), text))
+        self.changed = True
+
     def forget_details(self) -> None:
         """Keeps of a finished job no more messages than are stored."""
         while len(self.messages) > MESSAGES_STORED:
@@ -186,10 +212,26 @@ def new_job(number: int, project: str, region: str, launch: Any) -> LocalJob:
     for time in (proto.create_time, proto.start_time, proto.current_state_time):
         time.GetCurrentTime()
     proto.job_metadata.sdk_version.version_display_name = "Apache Beam Python SDK"
-    proto.environment.service_account_email = launch.environment.service_account_email
+    _fill_environment(proto, launch.environment)
     job = LocalJob(number, proto, ProtoLaunch.FromString(launch.SerializeToString()))
     job.tell(f"Job {job.id} was queued.")
     return job
+
+
+def _fill_environment(proto: Any, given: Any) -> None:
+    """What Dataflow shows of the environment that was asked for."""
+    shown = proto.environment
+    shown.service_account_email = given.service_account_email
+    shown.temp_storage_prefix = given.temp_location.removeprefix("gs://")
+    shown.experiments.extend(given.additional_experiments)
+    shown.worker_region, shown.worker_zone = given.worker_region, given.worker_zone
+    shown.service_kms_key_name = given.kms_key_name
+    pool = shown.worker_pools.add(kind="harness", num_workers=given.num_workers)
+    pool.machine_type, pool.zone = given.machine_type, given.zone
+    pool.network, pool.subnetwork = given.network, given.subnetwork
+    pool.ip_configuration = given.ip_configuration
+    pool.autoscaling_settings.max_num_workers = given.max_workers
+    pool.autoscaling_settings.algorithm = given.autoscaling_algorithm
 
 
 def now() -> dt.datetime:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC
 from typing import Any
 
 import grpc
 from google.cloud import dataflow_v1beta3 as df
 
-from service.local.dataflow import answers, requests
+from service.local.dataflow import answers, metrics, requests
 from service.local.dataflow.faults import DataflowFaultSwitch, distort, is_hidden
 from service.local.dataflow.fleet import Fleet
-from service.local.dataflow.job import LocalJob, now
+from service.local.dataflow.job import LocalJob
+from service.local.dataflow.lags import Lags
 from service.local.dataflow.requests import refusal
 from service.local.faults import Fault
 
@@ -19,9 +21,10 @@ from service.local.faults import Fault
 class Reading:
     """The reading methods; each takes and gives raw protobuf and raises StatusError."""
 
-    def __init__(self, fleet: Fleet, faults: DataflowFaultSwitch) -> None:
+    def __init__(self, fleet: Fleet, faults: DataflowFaultSwitch, lags: Lags) -> None:
         self._fleet = fleet
         self._faults = faults
+        self._lags = lags
 
     def find(self, request: Any, method: str) -> tuple[LocalJob, list[Fault]]:
         """The job that the request names and the faults of this look. Raises StatusError NOT_FOUND."""
@@ -72,17 +75,21 @@ class Reading:
         page, token = requests.page(
             wanted, request.page_size, request.page_token, "messages", lambda pair: pair[0].number
         )
-        return df.ListJobMessagesResponse.pb()(job_messages=[told for _, told in page], next_page_token=token)
+        answer = df.ListJobMessagesResponse.pb()(
+            job_messages=[told for _, told in page], next_page_token=token
+        )
+        if not request.page_token:  # Dataflow pages the messages only
+            events = (answers.scaling(each) for each in job.scalings)
+            answer.autoscaling_events.extend(event for event in events if within(event))
+        return answer
 
-    def get_job_metrics(self, request: Any) -> Any:
+    async def get_job_metrics(self, request: Any) -> Any:
         job, _ = self.find(request, "GetJobMetrics")
-        since = request.start_time.ToDatetime(now().tzinfo) if request.HasField("start_time") else None
+        since = request.start_time.ToDatetime(UTC) if request.HasField("start_time") else None
+        lag = await self._lags.of(job)
         answer = df.JobMetrics.pb()()
         answer.metric_time.GetCurrentTime()
-        for metric in job.metrics.values():
-            if since is None or metric.time >= since:
-                for tentative in (False, True):  # here both are the same
-                    answers.fill_metric(answer.metrics.add(), metric, tentative=tentative)
+        metrics.fill(answer, job, lag, since)
         return answer
 
     def _list(self, request: Any, jobs: list[LocalJob], method: str) -> Any:

@@ -17,6 +17,7 @@ from service.local.dataflow.api import DataflowApi
 from service.local.dataflow.faults import DataflowFaultSwitch
 from service.local.dataflow.fleet import Fleet, Limits
 from service.local.dataflow.job import LocalJob
+from service.local.dataflow.lags import Lags
 from service.local.dataflow.store import DataDirInUseError, JobStore
 from service.local.grpc_server import STOP_GRACE_SECONDS, announce, start_server, until_signal
 from service.local.supervisor import Command
@@ -50,13 +51,14 @@ class DataflowServer:
         self._directory = data_dir.absolute() / "workers"
         self._store = JobStore(data_dir.absolute())
         self._fleet = Fleet(self._store, self._command, limits or Limits())
+        self._lags = Lags((os.environ | self._environment).get("SIGNIN_MONITORING_ENDPOINT", ""))
         self._server: grpc.aio.Server | None = None
 
     async def __aenter__(self) -> Self:
         self._store.open()
         try:
             self._directory.mkdir(exist_ok=True)
-            api = DataflowApi(self._fleet, self._templates, self.faults)
+            api = DataflowApi(self._fleet, self._templates, self.faults, self._lags)
             handlers = [*api.handlers(), self.faults.handler()]
             self._server, self.address = await start_server(handlers, self._host, self._port)
             self._fleet.resume()
@@ -79,6 +81,7 @@ class DataflowServer:
             self.faults.close()
             if self._server:
                 await self._server.stop(STOP_GRACE_SECONDS)
+            await self._lags.close()
             await self._fleet.close()
         finally:
             self._store.close()

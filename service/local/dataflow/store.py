@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 
-from service.local.dataflow.job import MESSAGES_STORED, LocalJob, Message, Metric, ProtoJob, ProtoLaunch
+from service.local.dataflow.job import (
+    MESSAGES_STORED,
+    LocalJob,
+    Message,
+    Metric,
+    ProtoJob,
+    ProtoLaunch,
+    Scaling,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +35,7 @@ class _StoredJob(msgspec.Struct):
     launch: dict[str, Any]
     messages: list[Message]
     metrics: list[Metric]
+    scalings: list[Scaling] = []
 
 
 class JobStore:
@@ -84,6 +93,7 @@ class JobStore:
             launch=json_format.MessageToDict(job.launch),
             messages=list(job.messages)[-MESSAGES_STORED:],
             metrics=list(job.metrics.values()),
+            scalings=list(job.scalings),
         )
         path = self._path(job)
         temporary = path.with_suffix(".tmp")
@@ -106,4 +116,4 @@ def _read(path: Path) -> LocalJob:
     if proto.id != path.stem:
         raise json_format.ParseError(f"it holds the job {proto.id!r}")
     launch = json_format.ParseDict(item.launch, ProtoLaunch(), ignore_unknown_fields=True)
-    return LocalJob(item.number, proto, launch, item.messages, item.metrics)
+    return LocalJob(item.number, proto, launch, item.messages, item.metrics, item.scalings)
