@@ -22,7 +22,7 @@ def faults(  # noqa: PLR0913, PLR0917 - one for each option
     share: Annotated[float, typer.Option(min=0, max=1, help="Part of the calls that is hit")] = 1.0,
     times: Annotated[int, typer.Option(min=0, help="Calls that are hit; 0 is no limit")] = 0,
     after: Annotated[bool, typer.Option("--after", help="Lose the answer, not the call")] = False,
-    refuse: Annotated[str, typer.Option(help="bigquery: refuse the rows that contain this text")] = "",
+    refuse: Annotated[str, typer.Option(help="bigquery: refuse the sign-ins that contain this text")] = "",
     clear: Annotated[bool, typer.Option("--clear", help="End all faults of this server")] = False,
 ) -> None:
     """Turn on a fault of a local server, or end them with --clear."""
@@ -38,7 +38,9 @@ def faults(  # noqa: PLR0913, PLR0917 - one for each option
         fail("say --code, --delay, --refuse or --clear", exit_code=2)
     fault = Fault(method=method, code=code, delay_seconds=delay, share=share, times=times, after=after)
     if server == "bigquery":
-        _set_http_faults(address, [] if clear else [{**msgspec.structs.asdict(fault), "refuse": refuse}])
+        table = settings.table.rpartition(".")[2] if refuse else ""
+        rows = {"refuse": refuse, "table": table}
+        _set_http_faults(address, [] if clear else [msgspec.structs.asdict(fault) | rows])
         out.print(f"bigquery: {'no faults' if clear else fault}", highlight=False)
         return
     try:

@@ -26,12 +26,13 @@ class HttpFault(Fault, frozen=True, forbid_unknown_fields=True):
 
     `reason` is BigQuery's word for the error, such as `quotaExceeded`. With `reset` the connection is
     closed instead of an answer. `refuse` hits no call, but refuses each row of an insertAll whose JSON
-    contains the text, for good, and takes its neighbours.
+    contains the text, for good, and takes its neighbours. With `table` it leaves other tables alone.
     """
 
     reason: str = ""
     reset: bool = False
     refuse: str = ""
+    table: str = ""
 
 
 class HttpFaultSwitch(FaultSwitch):
@@ -73,6 +74,9 @@ class FaultMiddleware:
             return
         await asyncio.sleep(fault.delay_seconds)
         assert isinstance(fault, HttpFault)
+        if fault.refuse and fault.table and f"/tables/{fault.table}/" not in scope["path"]:
+            await self._app(scope, receive, send)
+            return
         if fault.refuse:
             await self._refuse(fault.refuse.encode(), scope, receive, send)
             return

@@ -60,10 +60,10 @@ def run_method(method: str, rows: int, rest: str, storage: str) -> dict[str, flo
     _ = letters | beam.Map(lambda letter: sys.exit(f"a row was refused: {letter}"))
     proto = pipeline.to_runner_api(default_environment=pipeline.runner._default_environment)
     figures = {"cpu_seconds": 0.0, "seconds": 0.0}
+    bodies = [BODY % (n, n % 60, n, n) for n in range(rows)]
     for begin in range(-BUNDLE, rows, BUNDLE):
-        _messages[:] = [BODY % (n, n % 60, n, n) for n in range(max(begin, 0), max(begin, 0) + BUNDLE)]
-        if begin < 0:
-            _messages[:] = _messages[:1]  # opens what has to be opened
+        # The first run has one message, and opens what has to be opened.
+        _messages[:] = bodies[:1] if begin < 0 else bodies[begin : begin + BUNDLE]
         cpu, now = time.process_time(), time.monotonic()
         pipeline.runner.run_via_runner_api(proto, PipelineOptions(["--project", PROJECT])).wait_until_finish()
         if begin >= 0:
@@ -136,7 +136,11 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         found = {}
         for method in METHODS:
             rows = arguments.stock_rows if method == "STREAMING_INSERTS" else arguments.rows
-            found[method] = measure(method, rows, rest, storage)
+            found[method] = figures = measure(method, rows, rest, storage)
+            rate = figures["rows_a_second_and_core"]
+            ratio = rate / found["STREAMING_INSERTS"]["rows_a_second_and_core"]
+            numbers = f"{figures['cpu_us_a_row']:>12.1f}{rate:>14,.0f}{figures['rows_a_second']:>12,.0f}"
+            print(f"{method:<20}{numbers}{ratio:>8.1f}", flush=True)
         return found
 
 
@@ -156,13 +160,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(run_method(arguments.one[0], arguments.rows, *arguments.one[1:])))
         return
+    print(f"{'':<20}{'CPU us/row':>12}{'rows/s/core':>14}{'rows/s':>12}{'ratio':>8}", flush=True)
     found = compare(arguments)
-    base = found["STREAMING_INSERTS"]["rows_a_second_and_core"]
-    print(f"{'':<20}{'CPU us/row':>12}{'rows/s/core':>14}{'rows/s':>12}{'ratio':>8}")
-    for method, figures in found.items():
-        rate = figures["rows_a_second_and_core"]
-        numbers = f"{figures['cpu_us_a_row']:>12.1f}{rate:>14,.0f}{figures['rows_a_second']:>12,.0f}"
-        print(f"{method:<20}{numbers}{rate / base:>8.1f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2))
 
