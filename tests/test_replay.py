@@ -7,6 +7,8 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from apache_beam.pvalue import TaggedOutput
+from google.pubsub_v1 import PubsubMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from tests.bigquery_servers import local_bigquery, set_faults
 from tests.dead_letter_world import EARLY, LetterTables, ended, letter, letter_service, numbers, replay
 from tests.publishing import publishing
 from tests.serving import assert_problem
+from transforms.pubsub_message import MessageExtractingFn
 from transforms.replay import event_id_of, replay_attributes
 from transforms.signin_event import is_event_id
 
@@ -102,6 +105,32 @@ def test_however_often_a_letter_fails_again_its_event_id_and_its_attributes_stay
     assert {n: v for n, v in current.items() if n not in own} == {
         n: v for n, v in attributes.items() if n not in own
     }
+
+
+def processed(letter):
+    """What the job makes of a letter's replay: the row, or the next dead letter."""
+    data, attributes = letter.message("r" * 20)
+    (output,) = MessageExtractingFn().process(PubsubMessage.pb()(data=data, attributes=attributes))
+    return output.value if isinstance(output, TaggedOutput) else output
+
+
+def test_what_fails_again_is_a_new_letter_of_the_same_event_and_can_be_replayed_again():
+    row = processed(SOME_LETTER)
+    assert (row["reason"], row["event_id"]) == ("invalid_json", "e-1")
+    attributes = {record["key"]: record["value"] for record in row["attributes"]}
+    assert attributes["replay_of"] == SOME_LETTER.key
+    second = changed(attributes=attributes, event_id=row["event_id"], message_id="99")
+    assert second.key != SOME_LETTER.key
+    assert processed(second)["event_id"] == "e-1"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "event_id"), [({"event_id": "e-1"}, "e-1"), ({}, f"letter:{changed(event_id=None).key}")]
+)
+def test_the_row_of_a_replay_has_the_event_id_of_the_first_message(attributes, event_id):
+    payload = b'{"userid": "u", "date": "2026-01-02T03:04:05Z"}'
+    mended = changed(payload=payload, attributes=attributes, event_id=attributes.get("event_id"))
+    assert processed(mended)["event_id"] == event_id
 
 
 # Against Pub/Sub and BigQuery
