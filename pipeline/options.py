@@ -186,11 +186,12 @@ def parse(argv: list[str] | None) -> SigninOptions:
     """
     signin = read_command_line(argv, DEFAULT_JOB_NAME, streaming=True)
     signin.source()
+    signin.tables()
     return signin
 
 
 def read_command_line(argv: list[str] | None, default_job_name: str, *, streaming: bool) -> SigninOptions:
-    """What all our pipelines have in common: name, region, project and tables.
+    """What all our pipelines have in common: name, region and project.
 
     Raises OptionsError, also for an option that nobody knows, which Beam only logs. On Dataflow that
     stays a log line: the template launcher may add an option that is newer than this Beam.
@@ -204,7 +205,6 @@ def read_command_line(argv: list[str] | None, default_job_name: str, *, streamin
     cloud.region = cloud.region or DEFAULT_REGION
     signin: SigninOptions = options.view_as(SigninOptions)
     cloud.project = signin.project()
-    signin.tables()
     if signin.dead_letter_topic:
         _require(TOPIC_PATTERN, signin.dead_letter_topic, "--dead_letter_topic")
     return signin

@@ -65,7 +65,7 @@ async def letter_service(tmp_path, tables, **values):
     ) as (server, settings, reader):
         await asyncio.to_thread(migrate, settings)
         async with serving(settings) as client:
-            yield SimpleNamespace(client=client, server=server, reader=reader, settings=settings)
+            yield SimpleNamespace(client=client, server=server, reader=reader, settings=settings, seen=set())
 
 
 async def replay(client, **body):

@@ -68,6 +68,7 @@ class WriteFn(beam.DoFn):
             TABLE.failures -= 1
             raise OSError("the table is away")
         beam.metrics.Metrics.counter("test", "rows").inc(len(self.rows))
+        beam.metrics.Metrics.distribution("test", "batch").update(len(self.rows))
         TABLE.rows += self.rows
 
 
@@ -186,6 +187,8 @@ def test_each_message_is_written_once_and_acknowledged(place):
     assert sorted(TABLE.rows) == texts(500)
     assert place.waiting() == []
     assert place.counter("rows") == 500
+    assert place.counter("batch_total") == 500
+    assert place.counter("batch_observations") >= 1
     assert place.counter("messages_acknowledged") == 500
 
 

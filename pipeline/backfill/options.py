@@ -39,6 +39,7 @@ class Backfill(NamedTuple):
 def parse(argv: list[str] | None) -> Backfill:
     """Reads the command line (None: the process's own). Raises OptionsError."""
     options = read_command_line(argv, DEFAULT_JOB_NAME, streaming=False)
+    options.tables()
     files = str(options.view_as(BackfillOptions).input_files)
     if not re.fullmatch(FILES_PATTERN, files):
         raise OptionsError(f"--input_files {files!r} must look like gs://BUCKET/PATTERN or /PATH/PATTERN.")

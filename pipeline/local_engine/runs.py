@@ -63,18 +63,23 @@ class GraphRuns:
             )
 
     def run(self, messages: Sequence[Any]) -> Mapping[CounterKey, int]:
-        """Runs the graph over raw `PubsubMessage`s; returns what Beam counted. Raises what a step raises."""
+        """Runs the graph over raw `PubsubMessage`s; returns what Beam counted. Raises what a step raises.
+
+        A distribution comes as two counters, `<name>_total` and `<name>_observations`.
+        """
         batch_source.lease(messages)
         try:
             result = self._run_once()
         finally:
             batch_source.lease(())
-        return {
-            CounterKey(
-                counter.key.metric.namespace, counter.key.metric.name, counter.key.step
-            ): counter.committed
-            for counter in result.metrics().query()["counters"]
-        }
+        found = result.metrics().query()
+        counters = {_key(counter.key): counter.committed for counter in found["counters"]}
+        for distribution in found["distributions"]:
+            # What can be added from run to run; their quotient is the mean.
+            key = _key(distribution.key)
+            counters[key._replace(name=f"{key.name}_total")] = distribution.committed.sum
+            counters[key._replace(name=f"{key.name}_observations")] = distribution.committed.count
+        return counters
 
     def _run_once(self) -> Any:
         if self.translates_once:
@@ -97,6 +102,10 @@ def _steps(proto: Any) -> list[str]:
         if not transform.subtransforms:
             found.append(transform.unique_name)
     return found
+
+
+def _key(key: Any) -> CounterKey:
+    return CounterKey(key.metric.namespace, key.metric.name, key.step)
 
 
 def require_batchable(proto: Any) -> None:

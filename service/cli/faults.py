@@ -11,8 +11,8 @@ import typer
 from service.cli.client import running_settings
 from service.cli.terminal import fail, out
 from service.config import Settings
-from service.local.faults import Fault, set_faults
-from service.local.http_faults import set_http_faults
+from service.local.faults import set_faults
+from service.local.http_faults import HttpFault, set_http_faults
 
 Server = Literal["pubsub", "dataflow", "bigquery"]
 Hidden = Literal["job", "labels", "location"]
@@ -42,12 +42,16 @@ def faults(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     younger_than: Annotated[
         float, typer.Option(min=0, help="Seconds since their launch in which jobs are hidden; 0 is always")
     ] = 0.0,
+    refuse: Annotated[str, typer.Option(help="bigquery: refuse the sign-ins that contain this text")] = "",
     clear: Annotated[bool, typer.Option("--clear", help="End all faults of this server")] = False,
 ) -> None:
     """Turn on a fault of a local server, or end them with --clear."""
-    if not (clear or code or delay or hold or hide or state):
-        fail("say --code, --delay, --hold, --hide, --state or --clear", exit_code=2)
-    fault = Fault(
+    if not (clear or code or delay or hold or hide or state or refuse):
+        fail("say --code, --delay, --hold, --hide, --state, --refuse or --clear", exit_code=2)
+    if refuse and server != "bigquery":
+        fail("--refuse is a fault of bigquery only", exit_code=2)
+    settings = running_settings()
+    fault = HttpFault(
         method=method,
         code=code,
         delay_seconds=delay,
@@ -62,12 +66,14 @@ def faults(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         state=state,
         job=job,
         younger_than_seconds=younger_than,
+        refuse=refuse,
+        table=settings.table.rpartition(".")[2] if refuse else "",
     )
-    _set(server, running_settings(), [] if clear else [fault])
+    _set(server, settings, [] if clear else [fault])
     out.print(f"{server}: " + ("no faults" if clear else _described(fault)), highlight=False)
 
 
-def _set(server: Server, settings: Settings, wanted: list[Fault]) -> None:
+def _set(server: Server, settings: Settings, wanted: list[HttpFault]) -> None:
     addresses = {
         "pubsub": settings.pubsub_emulator_host,
         "dataflow": settings.dataflow_emulator_host,
@@ -80,7 +86,7 @@ def _set(server: Server, settings: Settings, wanted: list[Fault]) -> None:
         if server == "bigquery":
             set_http_faults(address, wanted)
         else:
-            set_faults(address, wanted)
+            set_faults(address, [fault.everywhere() for fault in wanted])
     except ValueError as error:
         fail(f"{server} at {address} refused: {error}")
     except grpc.RpcError as error:
@@ -89,9 +95,9 @@ def _set(server: Server, settings: Settings, wanted: list[Fault]) -> None:
         fail(f"{server} at {address} refused: {type(error).__name__}")
 
 
-def _described(fault: Fault) -> str:
+def _described(fault: HttpFault) -> str:
     """The fault with what was said of it, and nothing else."""
-    default = Fault()
+    default = HttpFault()
     said = {name: getattr(fault, name) for name in fault.__struct_fields__}
     return "calls of {}: {}".format(
         "every method" if fault.method == "*" else fault.method,

@@ -18,6 +18,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 FAULTS_PATH = "/signin/faults"
 _MAX_FAULTS_BYTES = 64 * 1024
+_MAX_INSERT_BYTES = 16_000_000
 _METHODS = (
     "cancel",
     "data",
@@ -31,8 +32,26 @@ _METHODS = (
 )
 
 
+class HttpFault(Fault, frozen=True, forbid_unknown_fields=True):
+    """A fault of an HTTP server; its `code` is an HTTP status as text, such as `503`.
+
+    `reason` is BigQuery's word for the error, such as `quotaExceeded`. With `reset` the connection is
+    closed instead of an answer. `refuse` hits no call, but refuses each row of an insertAll whose JSON
+    contains the text, for good, and takes its neighbours. With `table` it leaves other tables alone.
+    """
+
+    reason: str = ""
+    reset: bool = False
+    refuse: str = ""
+    table: str = ""
+
+    def everywhere(self) -> Fault:
+        """What of it every server knows."""
+        return Fault(**{name: getattr(self, name) for name in Fault.__struct_fields__})
+
+
 class HttpFaultSwitch(FaultSwitch):
-    """The fault switch where the `code` of a fault is an HTTP status as text, such as `503`."""
+    """The fault switch of an HTTP server."""
 
     def check(self, fault: Fault) -> None:
         """Raises ValueError for what is a fault of the gRPC servers only."""
@@ -49,7 +68,7 @@ class HttpFaultSwitch(FaultSwitch):
 class FaultMiddleware:
     """An ASGI application around `app` that fails calls as the switch says.
 
-    `POST /signin/faults` takes a JSON list of `Fault`, `GET` tells how often each method was called.
+    `POST /signin/faults` takes a JSON list of `HttpFault`, `GET` tells how often each method was called.
     A method is the last collection or verb of the path: `insertAll`, `queries`, `tables`, `datasets`.
     """
 
@@ -71,18 +90,48 @@ class FaultMiddleware:
             await self._app(scope, receive, send)
             return
         await asyncio.sleep(fault.delay_seconds)
-        if fault.after or not fault.code:
-            await self._app(scope, receive, _discard if fault.code else send)
+        assert isinstance(fault, HttpFault)
+        if fault.refuse and fault.table and f"/tables/{fault.table}/" not in scope["path"]:
+            await self._app(scope, receive, send)
+            return
+        if fault.refuse:
+            await self._refuse(fault.refuse.encode(), scope, receive, send)
+            return
+        fails = bool(fault.code or fault.reset)
+        if fault.after or not fails:
+            await self._app(scope, receive, _discard if fails else send)
+        if fault.reset:
+            # Half an answer makes the server close the connection.
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+            raise ConnectionResetError("injected by the fault switch")
         if fault.code:
-            error = {"code": int(fault.code), "message": "injected by the fault switch", "errors": []}
+            message = "injected by the fault switch"
+            errors = [{"reason": fault.reason, "message": message}] if fault.reason else []
+            error = {"code": int(fault.code), "message": message, "errors": errors}
             await _answer(send, int(fault.code), {"error": error})
+
+    async def _refuse(self, text: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the rows on that do not contain the text, and answers that the others are invalid."""
+        request = msgspec.json.decode(await _body(receive, _MAX_INSERT_BYTES))
+        encode = msgspec.json.encode
+        bad = [index for index, row in enumerate(request["rows"]) if text in encode(row["json"])]
+        good = [row for index, row in enumerate(request["rows"]) if index not in set(bad)]
+        if good:
+            body = encode({**request, "rows": good})
+            headers = [
+                (name, str(len(body)).encode() if name == b"content-length" else value)
+                for name, value in scope["headers"]
+            ]
+            await self._app({**scope, "headers": headers}, _replay(body), _discard)
+        error = {"reason": "invalid", "message": "injected by the fault switch"}
+        await _answer(send, 200, {"insertErrors": [{"index": index, "errors": [error]} for index in bad]})
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
             await _answer(send, 200, dict(self.switch.calls))
             return
         try:
-            self.switch.set(msgspec.json.decode(await _body(receive), type=list[Fault]))
+            self.switch.set(msgspec.json.decode(await _body(receive), type=list[HttpFault]))
         except (msgspec.MsgspecError, ValueError) as error:
             await _answer(send, 400, {"error": {"code": 400, "message": str(error), "errors": []}})
         else:
@@ -120,11 +169,21 @@ async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
 
 
-async def _body(receive: Receive) -> bytes:
-    body = b""
-    while len(body) <= _MAX_FAULTS_BYTES:
+def _replay(body: bytes) -> Receive:
+    """A request whose body is these bytes."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Message:
+        return next(messages, {"type": "http.disconnect"})
+
+    return receive
+
+
+async def _body(receive: Receive, most: int = _MAX_FAULTS_BYTES) -> bytes:
+    parts: list[bytes] = []
+    while sum(map(len, parts)) <= most:
         message = await receive()
-        body += bytes(message.get("body", b""))
+        parts.append(bytes(message.get("body", b"")))
         if not message.get("more_body"):
-            return body
-    raise ValueError(f"the list of faults is longer than {_MAX_FAULTS_BYTES} bytes")
+            return b"".join(parts)
+    raise ValueError(f"the body is longer than {most} bytes")

@@ -186,6 +186,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # What is defined in __main__ is pickled by value, and so would be the elements.
-    from tests.benchmarks import transform_speed
+    from tests.benchmarks import transform_speed  # noqa: PLW0406 - see above
 
     transform_speed.main()
