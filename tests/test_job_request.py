@@ -173,7 +173,7 @@ async def test_a_pipeline_of_the_settings_is_launched_with_its_own_values(tmp_pa
         assert job["environment"] == {"max_workers": 5, "machine_type": "e2-medium"}
         assert job["labels"].items() >= {"signin-pipeline": "audit", "team": "audit"}.items()
         unknown = await world.http.post("/jobs", json={"pipeline": "other"})
-        assert "audit, user-signin" in unknown.json()["detail"]
+        assert "audit, backfill-signin, user-signin" in unknown.json()["detail"]
 
 
 def test_pipelines_come_from_the_environment_as_json(monkeypatch):
