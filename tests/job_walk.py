@@ -332,10 +332,14 @@ class Walk:
         faults = [*self._faults, fault][-3:]
         if kind == "lose and hide":
             faults = LOST_AND_HIDDEN
+        if not await self._may_hide():
+            faults = [each for each in faults if not each.hide]
         self._set_faults(faults)
 
     async def _ill_fated_launch(self) -> None:
         """A launch is made whose answer is lost, nothing shows it for a while, and it is asked to stop."""
+        if not await self._may_hide():
+            return
         self._set_faults(LOST_AND_HIDDEN)
         await self._launch()
         newest = max(await self._jobs(), key=lambda job: job.id, default=None)
@@ -346,6 +350,14 @@ class Walk:
 
     async def _mend(self) -> None:
         self._end_faults()
+
+    async def _may_hide(self) -> bool:
+        """Whether a new while of hiding may begin: what was hidden in the last one has been seen since."""
+        unknown = col(Attempt.dataflow_job_id).is_(None) | (col(Attempt.missing_looks) > 0)
+        waiting = select(Attempt).where(col(Attempt.ended_at).is_(None), unknown)
+        async with self.database.session() as session:
+            is_waiting = (await session.exec(waiting.limit(1))).first() is not None
+        return self._hidden_until is not None or not is_waiting
 
     def _end_faults(self) -> None:
         self._set_faults([])

@@ -11,6 +11,7 @@ import pytest
 
 from service.local.faults import Fault, FaultSwitch, call_counts, set_faults, wait_held
 from service.local.grpc_server import Context, guarded, start_server
+from service.local.http_faults import HttpFaultSwitch
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,24 @@ def test_a_fault_of_a_method_that_the_server_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="Publsh is not a method here; there are Publish, Pull"):
         switch.set([Fault(method="Publsh", code="ABORTED")])
     switch.set([Fault(method="Publish", code="ABORTED"), Fault(method="*")])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(hold=True), "gRPC servers only"),
+        (Fault(code="503", late=True), "gRPC servers only"),
+        (Fault(code="UNAVAILABLE"), "not an HTTP error status"),
+        (Fault(code="200"), "not an HTTP error status"),
+        (Fault(hide="job"), "local Dataflow only"),
+    ],
+)
+def test_bigquery_has_faults_of_http_only(fault: Fault, said: str) -> None:
+    switch = HttpFaultSwitch()
+    with pytest.raises(ValueError, match=said):
+        switch.set([fault])
+    switch.set([Fault(code="503")])
+    assert switch.draw("insertAll") == Fault(code="503")
 
 
 class Echo:

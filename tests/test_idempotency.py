@@ -63,10 +63,10 @@ async def test_another_body_under_the_same_key_is_refused(world: World) -> None:
     assert len(await jobs_of(world)) == 1
 
 
-@pytest.mark.parametrize("key", ["", " ", "two words", "x" * 201, "ümlaut".encode("latin-1")])
-async def test_a_key_that_is_none_is_refused(key: str | bytes, world: World) -> None:
-    answer = await world.http.post("/jobs", json={}, headers=[("Idempotency-Key", key)])
-    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_idempotency_key")
+async def test_a_key_that_is_none_is_refused(world: World) -> None:
+    for key in ("", " ", "two words", "x" * 201, "ümlaut".encode("latin-1")):
+        answer = await world.http.post("/jobs", json={}, headers=[("Idempotency-Key", key)])
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_idempotency_key"), key
     assert await jobs_of(world) == []
 
 

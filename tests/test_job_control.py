@@ -14,6 +14,11 @@ from service.job_control import UpdateRequest
 from service.local.faults import Fault
 from tests.job_world import TEMPLATE, World
 
+# Each of them waits for processes. On PostgreSQL they run with `-m soak`.
+pytestmark = pytest.mark.parametrize(
+    "create_database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)], indirect=True
+)
+
 STRANGER = "somebody-else"
 
 

@@ -104,11 +104,7 @@ POINTS = {
         "cancel", Fault(UPDATE, hold=True, after=True), 1, ("cancel_requested", "state")
     ),
 }
-BRIEF = (
-    "launch: it takes effect after the death",
-    "update: it has taken effect, the answer is on its way",
-    "drain: the call never arrives",
-)
+BRIEF = ("launch: it takes effect after the death", "update: it has taken effect, the answer is on its way")
 ENDS = {"launch": "RUNNING", "update": "RUNNING", "drain": "DRAINED", "cancel": "CANCELLED"}
 
 

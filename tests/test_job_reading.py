@@ -73,16 +73,13 @@ async def test_every_combination_of_filters_finds_what_a_plain_search_finds(worl
         assert found == wanted, query
 
 
-@pytest.mark.parametrize("state", ["SLEEPING", "running", "", "RUNNING,FAILED", "\0"])
-async def test_a_state_that_no_job_has_is_refused(state: str, world: World) -> None:
-    answer = await world.http.get("/jobs", params={"state": ["RUNNING", state]})
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-    assert answer.json()["errors"][0]["field"] == "query.state"
-
-
-async def test_every_state_may_be_asked_for(world: World) -> None:
+async def test_every_state_may_be_asked_for_and_nothing_else(world: World) -> None:
     for state in STATES:
         assert (await world.http.get("/jobs", params={"state": state})).status_code == 200
+    for state in ("SLEEPING", "running", "", "RUNNING,FAILED", "\0"):
+        answer = await world.http.get("/jobs", params={"state": ["RUNNING", state]})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), state
+        assert answer.json()["errors"][0]["field"] == "query.state"
 
 
 async def test_messages_are_read_by_gravity_and_page_by_page(world: World) -> None:
@@ -103,17 +100,11 @@ async def test_messages_are_read_by_gravity_and_page_by_page(world: World) -> No
     assert (await world.http.get(path, params=late)).json()["messages"] == []
 
 
-@pytest.mark.parametrize(
-    "query", ["importance=LOUD", "since=yesterday", "page_size=0", "attempt=9", "attempt=0"]
-)
-async def test_a_query_of_messages_that_makes_no_sense_is_refused(query: str, world: World) -> None:
+async def test_a_query_of_messages_that_makes_no_sense_is_refused(world: World) -> None:
     job = await world.launch()
-    answer = await world.http.get(f"/jobs/{job['id']}/messages?{query}")
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-
-
-async def test_a_page_token_of_messages_that_dataflow_did_not_give_is_refused(world: World) -> None:
-    job = await world.launch()
+    for query in ("importance=LOUD", "since=yesterday", "page_size=0", "attempt=9", "attempt=0"):
+        answer = await world.http.get(f"/jobs/{job['id']}/messages?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), query
     answer = await world.http.get(f"/jobs/{job['id']}/messages", params={"page_token": "nonsense"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_page_token")
 

@@ -37,18 +37,15 @@ async def refused(world: World, body: object, code: str) -> list[str]:
     return [error["field"] for error in answer.json()["errors"]]
 
 
-@pytest.mark.parametrize(
-    ("parameters", "field"),
-    [
-        ({"colour": "red"}, "colour"),
-        ({"input_subscription": "short"}, "input_subscription"),
-        ({"output_table": "no_dataset"}, "output_table"),
-        ({"create_disposition": "SOMETIMES"}, "create_disposition"),
-    ],
-)
-async def test_parameters_are_checked_against_the_template_before_any_call(checked, parameters, field):
-    fields = await refused(checked, {"parameters": parameters}, "invalid_parameters")
-    assert fields == [f"body.parameters.{field}"]
+async def test_parameters_are_checked_against_the_template_before_any_call(checked):
+    for name, value in (
+        ("colour", "red"),
+        ("input_subscription", "short"),
+        ("output_table", "no_dataset"),
+        ("create_disposition", "SOMETIMES"),
+    ):
+        fields = await refused(checked, {"parameters": {name: value}}, "invalid_parameters")
+        assert fields == [f"body.parameters.{name}"]
 
 
 async def test_a_parameter_that_the_template_requires_is_missed(tmp_path, migrated_sqlite):
@@ -61,36 +58,36 @@ async def test_a_parameter_that_the_template_requires_is_missed(tmp_path, migrat
         assert await refused(world, {}, "invalid_parameters") == ["body.parameters.wanted"]
 
 
-@pytest.mark.parametrize(
-    ("environment", "field"),
-    [
-        ({"max_workers": 6}, "max_workers"),
-        ({"num_workers": 4, "max_workers": 3}, "num_workers"),
-        ({"num_workers": 6}, "num_workers"),
-        ({"num_workers": "3"}, "num_workers"),
-        ({"machine_type": "N1-standard"}, "machine_type"),
-        ({"worker_region": "us-central1", "worker_zone": "us-central1-a"}, "worker_zone"),
-        ({"worker_region": "us-central1-a"}, "worker_region"),
-        ({"subnetwork": "default"}, "subnetwork"),
-        ({"temp_location": "/tmp"}, "temp_location"),
-        ({"kms_key_name": "key"}, "kms_key_name"),
-        ({"ip_configuration": "WORKER_IP_SECRET"}, "ip_configuration"),
-        ({"additional_experiments": ["--runner=x"]}, "additional_experiments"),
-        ({"additional_experiments": ["e"] * 51}, "additional_experiments"),
-        ({"additional_user_labels": {"Team": "a"}}, "additional_user_labels"),
-        ({"additional_user_labels": {"team": "A"}}, "additional_user_labels"),
-        ({"additional_user_labels": {f"k{n}": "" for n in range(49)}}, "additional_user_labels"),
-        ({"additional_user_labels": {"signin-launch-token": "stolen"}}, "additional_user_labels"),
-        ({"additional_user_labels": {"force_cancel_job": "true"}}, "additional_user_labels"),
-        ({"sdk_container_image": "example.com/evil"}, "sdk_container_image"),
-        ({"service_account_email": "owner@example.com"}, "service_account_email"),
-        ({"flexrs_goal": "FLEXRS_COST_OPTIMIZED"}, "flexrs_goal"),
-    ],
-)
-async def test_an_environment_beyond_its_limits_is_refused_with_the_field(checked, environment, field):
-    fields = await refused(checked, {"environment": environment}, "invalid_request")
-    assert all(each.startswith(f"body.environment.{field}") for each in fields)
-    assert fields
+BEYOND_LIMITS = [
+    ({"max_workers": 6}, "max_workers"),
+    ({"num_workers": 4, "max_workers": 3}, "num_workers"),
+    ({"num_workers": 6}, "num_workers"),
+    ({"num_workers": "3"}, "num_workers"),
+    ({"machine_type": "N1-standard"}, "machine_type"),
+    ({"worker_region": "us-central1", "worker_zone": "us-central1-a"}, "worker_zone"),
+    ({"worker_region": "us-central1-a"}, "worker_region"),
+    ({"subnetwork": "default"}, "subnetwork"),
+    ({"temp_location": "/tmp"}, "temp_location"),
+    ({"kms_key_name": "key"}, "kms_key_name"),
+    ({"ip_configuration": "WORKER_IP_SECRET"}, "ip_configuration"),
+    ({"additional_experiments": ["--runner=x"]}, "additional_experiments"),
+    ({"additional_experiments": ["e"] * 51}, "additional_experiments"),
+    ({"additional_user_labels": {"Team": "a"}}, "additional_user_labels"),
+    ({"additional_user_labels": {"team": "A"}}, "additional_user_labels"),
+    ({"additional_user_labels": {f"k{n}": "" for n in range(49)}}, "additional_user_labels"),
+    ({"additional_user_labels": {"signin-launch-token": "stolen"}}, "additional_user_labels"),
+    ({"additional_user_labels": {"force_cancel_job": "true"}}, "additional_user_labels"),
+    ({"sdk_container_image": "example.com/evil"}, "sdk_container_image"),
+    ({"service_account_email": "owner@example.com"}, "service_account_email"),
+    ({"flexrs_goal": "FLEXRS_COST_OPTIMIZED"}, "flexrs_goal"),
+]
+
+
+async def test_an_environment_beyond_its_limits_is_refused_with_the_field(checked):
+    for environment, field in BEYOND_LIMITS:
+        fields = await refused(checked, {"environment": environment}, "invalid_request")
+        assert fields, environment
+        assert all(each.startswith(f"body.environment.{field}") for each in fields), environment
 
 
 async def test_the_whole_environment_arrives_at_dataflow(tmp_path, database_url):

@@ -8,11 +8,15 @@ import pytest
 
 from tests.job_walk import walking
 
-STEPS = 400
 
-
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_random_walk_breaks_no_law(tmp_path: Path, database_url: str, seed: int) -> None:
-    async with walking(tmp_path, database_url, seed) as walk:
-        await walk.run(STEPS)
+async def test_a_random_walk_breaks_no_law(tmp_path: Path, database_url: str) -> None:
+    async with walking(tmp_path, database_url, seed=1) as walk:
+        await walk.run(150)
     assert walk.crashes
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [2, 3])
+async def test_a_longer_walk_breaks_no_law(tmp_path: Path, database_url: str, seed: int) -> None:
+    async with walking(tmp_path, database_url, seed) as walk:
+        await walk.run(1000)

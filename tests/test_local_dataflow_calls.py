@@ -128,6 +128,30 @@ async def test_jobs_of_all_regions_are_listed_together(client):
     assert not checked.active_jobs_exist
 
 
+async def test_the_environment_that_was_asked_for_is_shown_and_left_out_of_a_summary(client):
+    environment = df.FlexTemplateRuntimeEnvironment(
+        num_workers=2,
+        max_workers=5,
+        machine_type="n2-standard-2",
+        worker_region="us-central1",
+        service_account_email="jobs@signin-local.iam.gserviceaccount.com",
+        additional_experiments=["one"],
+        temp_location="gs://bucket/temp",
+    )
+    launch = df.LaunchFlexTemplateParameter(
+        job_name="furnished", container_spec_gcs_path=SAMPLE, environment=environment
+    )
+    request = df.LaunchFlexTemplateRequest(launch_parameter=launch, **PLACE)
+    job = (await client.flex.launch_flex_template(request, timeout=5)).job
+    shown = (await client.get(job.id)).environment
+    pool = shown.worker_pools[0]
+    assert (pool.machine_type, pool.num_workers) == ("n2-standard-2", 2)
+    assert pool.autoscaling_settings.max_num_workers == 5
+    assert shown.service_account_email == "jobs@signin-local.iam.gserviceaccount.com"
+    assert (list(shown.experiments), shown.temp_storage_prefix) == (["one"], "bucket/temp")
+    assert not (await client.get(job.id, df.JobView.JOB_VIEW_SUMMARY)).environment.worker_pools
+
+
 async def test_a_summary_leaves_the_labels_out(client):
     job = await client.launch_running("labelled", labels={"token": "abc"})
     for view in (df.JobView.JOB_VIEW_SUMMARY, df.JobView.JOB_VIEW_UNKNOWN):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from service import job_store
 from service.job_bodies import NewJob
 from service.job_request import new_job
 from service.lease import Lease
-from service.lineage import restart_pause
 from service.local.faults import Fault
 from tests.job_world import World, make_world, outage
 
@@ -211,13 +209,6 @@ async def test_an_overtaken_replica_does_not_set_the_clock_of_a_job_back(world: 
     assert seen_at
     await old.tick()
     assert (await world.entry(job_id)).job.observed_at == seen_at
-
-
-def test_the_pause_before_a_restart_grows_to_ten_minutes() -> None:
-    pauses = [restart_pause(restarts) for restarts in range(12)]
-    assert pauses[0] == timedelta(seconds=30)
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == timedelta(minutes=10)
 
 
 async def test_a_job_that_is_seen_is_not_stale_though_its_stop_is_refused(patient: World) -> None:

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from service.cli import job_reports, jobs
 from service.cli.emit import EmitReport, emit_events, progress_bar, sample_event
+from service.cli.job_reports import show_job
 from service.cli.platform import Platform, standalone_settings, until_interrupted
 from service.cli.rows import SigninTables, dead_letter_table, row_table
 from service.cli.terminal import clear_errors, err, fail, out, styled_state
@@ -184,7 +184,7 @@ class Demo:
         out.print(row_table(await asyncio.to_thread(tables.newest, 10)))
         out.print(dead_letter_table(await asyncio.to_thread(tables.dead_letters, 10)))
         job = checked(await client.get(f"/jobs/{job_id}"))
-        job_reports.show_job(job)
+        show_job(job)
         if not self._keep:
             platform.print_addresses()
 
