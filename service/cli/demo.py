@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from service.cli import jobs
 from service.cli.emit import EmitReport, emit_events, progress_bar, sample_event
 from service.cli.job_reports import show_job
 from service.cli.platform import Platform, standalone_settings, until_interrupted
