@@ -99,31 +99,28 @@ async def test_a_long_payload_is_shown_by_its_beginning_and_its_size(tmp_path, t
     assert shown["payload_bytes"] == 100_000
 
 
-@pytest.mark.parametrize(
-    "token",
-    ["nonsense", "W10", "WyIyMDI2LTAxLTAyVDAzOjA0OjA1WiIsLTFd", "WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwxXQ"],
-)
-async def test_a_page_token_of_somebody_else_is_refused(tmp_path, tables, token):
+async def test_a_page_token_of_somebody_else_is_refused(tmp_path, tables):
+    foreign = ["nonsense", "W10", "WyIyMDI2LTAxLTAyVDAzOjA0OjA1WiIsLTFd"]
+    foreign.append("WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwxXQ")  # in UTC before the year 1
     async with letter_service(tmp_path, tables) as world:
-        answer = await world.client.get("/dead-letters", params={"page_token": token})
-    assert_problem(answer, 400, "invalid_page_token")
+        for token in foreign:
+            answer = await world.client.get("/dead-letters", params={"page_token": token})
+            assert_problem(answer, 400, "invalid_page_token")
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"reason": "No Such'"},
-        {"stage": "all"},
-        {"since": "yesterday"},
-        {"since": "0001-01-01T00:00:00+14:00"},
-        {"event_id": ""},
-        {"event_id": "a\0b"},
-        {"page_size": "0"},
-    ],
-)
-async def test_a_query_that_means_nothing_is_refused(tmp_path, tables, query):
+async def test_a_query_that_means_nothing_is_refused(tmp_path, tables):
     async with letter_service(tmp_path, tables) as world:
-        assert_problem(await world.client.get("/dead-letters", params=query), 422, "invalid_request")
+        for query in (
+            {"reason": "No Such'"},
+            {"stage": "all"},
+            {"since": "yesterday"},
+            {"since": "0001-01-01T00:00:00+14:00"},
+            {"event_id": ""},
+            {"event_id": "a\0b"},
+            {"page_size": "0"},
+        ):
+            answer = await world.client.get("/dead-letters", params=query)
+            assert_problem(answer, 422, "invalid_request")
 
 
 async def test_a_table_that_does_not_exist_is_named(tmp_path, tables):

@@ -323,6 +323,33 @@ async def test_a_replay_of_a_table_that_is_not_there_fails_with_the_cause(tmp_pa
     assert "nowhere.dead_letters" in found["cause"]
 
 
+async def test_a_table_of_other_types_ends_the_replay_at_once_and_is_named(tmp_path, tables):
+    table = f"`{tables.letters}`"
+    columns = [
+        "stage",
+        "reason",
+        "detail",
+        "attributes",
+        "message_id",
+        "event_id",
+        "pipeline_version",
+        "job_id",
+    ]
+    texts = ", ".join(f"{column} STRING" for column in columns)
+    for statement in (
+        f"DROP TABLE {table}",
+        f"CREATE TABLE {table} (failed_at TIMESTAMP, publish_time TIMESTAMP, payload BYTES, {texts})",
+        f"INSERT INTO {table} (failed_at, stage, reason, attributes) "
+        "VALUES (TIMESTAMP '2026-01-02 03:04:05', 'decode', 'invalid_json', 'text')",
+    ):
+        tables.client.query(statement).result(timeout=10)
+    async with letter_service(tmp_path, tables) as world:
+        found = await replay(world.client)
+        assert found["state"] == "FAILED"
+        assert "columns of other types" in found["cause"]
+        assert_problem(await world.client.get("/dead-letters"), 502, "bigquery_refused")
+
+
 @pytest.mark.parametrize(
     "body", [{"colour": "red"}, {"stage": "all"}, {"since": "never"}, {"most_letters": 0}]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import apache_beam as beam
@@ -30,6 +32,7 @@ from pipeline.user_signin import build, run
 from tests.bigquery_servers import PROJECT, local_bigquery
 from tests.graph_snapshot import DRY_RUN, SNAPSHOT
 from tests.pubsub_process import PubsubProcess
+from tests.signin_samples import load_samples
 
 ROOT = Path(__file__).parents[1]
 TOPIC = f"projects/{PROJECT}/topics/topic-user-signin"
@@ -333,6 +336,36 @@ def test_every_message_becomes_one_row_or_one_dead_letter(local):
     letters = local.select("SELECT reason, job_id FROM user_signin.dead_letters ORDER BY reason")
     assert [job_id for _, job_id in letters] == ["signin-user-tobigquery"] * 3
     assert [reason for reason, _ in letters] == ["invalid_json", "invalid_utf8", "userid_invalid"]
+
+
+def test_each_sample_becomes_on_its_whole_way_what_the_file_says(local):
+    samples = load_samples()
+    subscription = local.subscribe("samples")
+    for start in range(0, len(samples), 50):
+        part = [{"data": s.body, "attributes": {"sample": s.name}} for s in samples[start : start + 50]]
+        local.publisher.publish(topic=TOPIC, messages=part)
+    tables = ("--output_table=samples.signins", "--dead_letter_table=samples.letters")
+    with local.job(f"--input_subscription={subscription}", *tables) as job:
+        job.until_state("RUNNING")
+        job.until_counted("messages_acknowledged", len(samples))
+        assert job.stop(signal.SIGTERM) == 0
+    events = [sample.outcome for sample in samples if not sample.error]
+    rows = local.select("SELECT userid, event_id FROM samples.signins")
+    assert Counter(map(tuple, rows)) == Counter((event.userid, event.event_id) for event in events)
+    letters = local.select("SELECT reason, payload, attributes FROM samples.letters")
+    found = [(_sample_name(attributes), reason, payload) for reason, payload, attributes in letters]
+    expected = [
+        (sample.name, sample.error, base64.b64encode(sample.body).decode())
+        for sample in samples
+        if sample.error
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def _sample_name(attributes):
+    """The attribute `sample` of records as a query answers them."""
+    pairs = [[cell["v"] for cell in record["v"]["f"]] for record in attributes]
+    return dict(pairs)["sample"]
 
 
 def test_a_killed_job_loses_nothing(local):

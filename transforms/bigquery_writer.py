@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import threading
 import time
@@ -186,6 +187,8 @@ def shared_writer(
     with _writers_lock:
         writer = _writers.get((destination, policy))
         if writer is None:
+            if not _writers:
+                atexit.register(close_all)
             writer = _writers[destination, policy] = Writer(destination, schema, policy)
         return writer
 

@@ -1,4 +1,4 @@
-"""A dead letter that is published again: its message must not count as a copy of the first, yet keep its event id.
+"""A dead letter published again: its message must not count as a copy of the first, yet keep its event id.
 
 The deduplication by `id_label` remembers the attribute `event_id`, so a replay carries a fresh one there,
 and the original beside it.

@@ -106,6 +106,11 @@ class Replayer:
             await self._finish(replay)
         except ClaimLostError:
             log.info("replay %s is no longer ours", replay.id)
+        except DatabaseUnavailableError:
+            raise
+        except Exception as error:
+            log.exception("replay %s broke", replay.id)  # it would break again, at the same letter
+            await self._end(replay, store.FAILED, f"The service failed ({type(error).__name__}).")
         finally:
             heart.cancel()
             await asyncio.wait([heart])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from service.config import Settings
-from service.dead_letters.letters import Filters, Letter, Position, letter_of
+from service.dead_letters.letters import Filters, Letter, Position, attributes_of, letter_of
 from service.errors import (
     BigQueryRefusedError,
     BigQueryUnavailableError,
@@ -77,7 +77,7 @@ class DeadLetterTable:
     ) -> tuple[list[dict[str, Any]], Position | None]:
         """Rows, newest first, and where the next page begins. `payload` is the hex of its first bytes."""
         sql, parameters = _paged(_SUMMARY, filters, after, size + 1, newest_first=True)
-        rows = await self._ask(sql, parameters, lambda found: [dict(row.items()) for row in found])
+        rows = await self._ask(sql, parameters, _summaries)
         shown = rows[:size]
         return shown, _advanced(after, [row["failed_at"] for row in shown]) if len(rows) > size else None
 
@@ -196,6 +196,10 @@ def _advanced(after: Position | None, moments: Sequence[Any]) -> Position | None
     return Position(last, skip)
 
 
+def _summaries(found: Any) -> list[dict[str, Any]]:
+    return [dict(row.items()) | {"attributes": attributes_of(row)} for row in found]
+
+
 def _some(found: Any) -> list[Letter]:
     """The first letters; what is left out is asked for again from the position behind them."""
     letters: list[Letter] = []
@@ -221,6 +225,8 @@ def _problem(error: Exception, table: str) -> ProblemError:
         return BigQueryRefusedError(f"This service may not query {table}.")
     if isinstance(error, exceptions.Unauthorized | GoogleAuthError | ConfigError):
         return BigQueryRefusedError("The credentials of this service are missing or not accepted.")
+    if isinstance(error, KeyError | TypeError | AttributeError):
+        return BigQueryRefusedError(f"{table} has columns of other types than a dead-letter table.")
     if isinstance(error, exceptions.BadRequest):
         words = str(error.message)[:_WORDS_OF_A_REFUSAL]
         return BigQueryRefusedError(f"BigQuery refused the query: {words}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from service.dead_letters.letters import Filters, attributes_of
+from service.dead_letters.letters import Filters
 from service.dead_letters.table import PREVIEW_BYTES, ReasonCount
 from service.models import Replay
 
@@ -129,8 +129,7 @@ class ReplayPage(BaseModel):
 def show_letter(row: Mapping[str, Any]) -> DeadLetterView:
     """The letter of a row of `DeadLetterTable.page`."""
     payload = base64.b64encode(bytes.fromhex(row["payload"] or "")).decode()
-    shown = {"payload": payload, "payload_bytes": row["payload_bytes"] or 0, "attributes": attributes_of(row)}
-    return DeadLetterView(**(dict(row) | shown))
+    return DeadLetterView(**(dict(row) | {"payload": payload, "payload_bytes": row["payload_bytes"] or 0}))
 
 
 def show_count(found: ReasonCount) -> ReasonCountView:

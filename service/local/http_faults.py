@@ -122,7 +122,16 @@ class FaultMiddleware:
                 (name, str(len(body)).encode() if name == b"content-length" else value)
                 for name, value in scope["headers"]
             ]
-            await self._app({**scope, "headers": headers}, _replay(body), _discard)
+            answer: list[Message] = []
+
+            async def keep(message: Message) -> None:
+                answer.append(message)
+
+            await self._app({**scope, "headers": headers}, _replay(body), keep)
+            if answer[0]["status"] != 200:  # the good rows were not taken either
+                for message in answer:
+                    await send(message)
+                return
         error = {"reason": "invalid", "message": "injected by the fault switch"}
         await _answer(send, 200, {"insertErrors": [{"index": index, "errors": [error]} for index in bad]})
 

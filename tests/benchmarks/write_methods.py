@@ -134,11 +134,11 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             rest = stack.enter_context(child("tests.benchmarks.write_methods", "--sink"))
         storage = stack.enter_context(child("tests.append_rows_server", str(TABLE)))
         found = {}
-        for method in METHODS:
+        for method in arguments.methods:
             rows = arguments.stock_rows if method == "STREAMING_INSERTS" else arguments.rows
             found[method] = figures = measure(method, rows, rest, storage)
             rate = figures["rows_a_second_and_core"]
-            ratio = rate / found["STREAMING_INSERTS"]["rows_a_second_and_core"]
+            ratio = rate / found[arguments.methods[0]]["rows_a_second_and_core"]
             numbers = f"{figures['cpu_us_a_row']:>12.1f}{rate:>14,.0f}{figures['rows_a_second']:>12,.0f}"
             print(f"{method:<20}{numbers}{ratio:>8.1f}", flush=True)
         return found
@@ -150,6 +150,9 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--stock-rows", type=int, default=10_000, help="rows of Beam's STREAMING_INSERTS")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="the first counts as 1"
+    )
     parser.add_argument("--server", choices=("local", "sink"), default="local")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "REST", "STORAGE"), help=argparse.SUPPRESS)
