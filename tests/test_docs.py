@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -17,12 +17,18 @@ ROOT = README.parent
 TEXT = README.read_text()
 
 
-def command_paths(command: click.Command, prefix: str = "signin") -> list[str]:
-    if isinstance(command, click.Group):
-        return [
-            path for name, sub in command.commands.items() for path in command_paths(sub, f"{prefix} {name}")
-        ]
-    return [prefix]
+def command_paths(command: Any, prefix: str = "signin") -> list[str]:
+    # Typer's groups are of a click that it carries within itself.
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        return [prefix]
+    return [path for name, sub in commands.items() for path in command_paths(sub, f"{prefix} {name}")]
+
+
+def test_the_commands_are_found():
+    assert {"signin up", "signin jobs launch", "signin local faults"} <= set(
+        command_paths(typer.main.get_command(cli))
+    )
 
 
 def test_the_tables_are_those_of_the_code():
