@@ -425,7 +425,7 @@ def test_behind_a_lock_of_another_program_the_service_refuses_in_bounded_time(
             lock,
             locks.close,
             waiting=lambda: waiting_ids(database_url, tmp_path),
-            requests=1500,  # callers wait up to the deadline of a commit, again and again
+            requests=700,  # callers wait up to the deadline of a commit, again and again
         )
 
 
