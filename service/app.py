@@ -11,7 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service import events, health, jobs, problems, scrape
+from service import documentation, events, health, jobs, problems, scrape
+from service.auth import Guard
+from service.auth.routes import Routes
 from service.bodies import Bodies
 from service.breaker import Breaker
 from service.clients import Clients
@@ -43,6 +45,7 @@ class Service(FastAPI):
             Bodies(self.state.settings),
             events.ENDPOINTS,
             self.state.metrics,
+            self.state.guard,
         )
 
 
@@ -53,17 +56,24 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         description=_DESCRIPTION,
         version=health.installed_version(),
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=documentation.OPENAPI if settings.docs else None,
         redirect_slashes=False,  # its Location repeats whatever the caller wrote into Host
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else asked for at every request
     )
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
+    app.state.guard = Guard(settings, Routes(settings, lambda: app.routes))
     app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
     app.include_router(jobs.router)
     app.include_router(health.router)
     app.include_router(scrape.router)
     problems.install(app, app.state.metrics)
+    documentation.describe_access(app)
+    if settings.docs:
+        documentation.install(app)
     return app
 
 
@@ -81,6 +91,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await _require_credentials(clients)
         database = Database(settings)
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
+        guard: Guard = app.state.guard
+        guard.database = database
         metrics: Metrics = app.state.metrics
         topic, outbox = Topic(clients, settings, metrics), Outbox(database, settings, metrics=metrics)
         breaker = Breaker(
@@ -113,6 +125,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             ("reconciler", reconciler.run()),
             ("relay", relay.run()),
             ("metrics", metrics.run()),
+            ("guard", guard.run()),
         ):
             task = asyncio.create_task(work, name=name)
             stack.push_async_callback(_ended, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -10,7 +11,8 @@ class ProblemError(Exception):
     """An answer other than success, rendered as RFC 9457 `application/problem+json`.
 
     Subclasses fix `status`, `code` and `title`; an instance adds the `detail` of this occurrence.
-    `retry_after_seconds` becomes the `Retry-After` header, `members` extension members of the body.
+    `retry_after_seconds` becomes the `Retry-After` header, `members` extension members of the body;
+    `headers` are those of this answer alone.
     """
 
     status: ClassVar[int] = 500
@@ -25,12 +27,14 @@ class ProblemError(Exception):
         code: str | None = None,
         retry_after_seconds: int | None = None,
         members: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.problem_code = code or self.code
         self.retry_after_seconds = retry_after_seconds
         self.members = dict(members or {})
+        self.headers = headers
 
 
 class InvalidEventError(ProblemError):
@@ -287,3 +291,59 @@ class NotReadyError(ProblemError):
 
 class ConfigError(Exception):
     """A setting that keeps the program from starting; the message says how to mend it."""
+
+
+class AuthenticationRequiredError(ProblemError):
+    """A request without a key or a token, to a route that wants one."""
+
+    status = 401
+    code = "authentication_required"
+    title = "This needs an API key or a token"
+
+
+class InvalidCredentialsError(ProblemError):
+    """A key or a token that is not known, not valid, expired or revoked; `detail` says no more than that."""
+
+    status = 401
+    code = "invalid_credentials"
+    title = "The key or the token is not valid"
+
+
+class InsufficientScopeError(ProblemError):
+    """A valid key or token whose scopes do not allow the call; `members` names the scope that would."""
+
+    status = 403
+    code = "insufficient_scope"
+    title = "The key or the token does not allow this"
+
+
+class OriginNotAllowedError(ProblemError):
+    """A page of another site asks a service that is open to this machine alone."""
+
+    status = 403
+    code = "origin_not_allowed"
+    title = "A page of another site may not ask this"
+
+
+class HostNotAllowedError(ProblemError):
+    """The Host header names a machine that this service does not go by: DNS rebinding, or a proxy."""
+
+    status = 421
+    code = "host_not_allowed"
+    title = "The service does not go by this name"
+
+
+class RateLimitedError(ProblemError):
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
+    retryable = True
+
+
+class AuthenticationUnavailableError(ProblemError):
+    """Whether the key or token is valid cannot be found out now; nothing was done."""
+
+    status = 503
+    code = "authentication_unavailable"
+    title = "Keys and tokens cannot be checked now"
+    retryable = True

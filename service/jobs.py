@@ -10,6 +10,7 @@ import sqlalchemy.exc
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service import job_store
+from service.auth import actor
 from service.config import Settings
 from service.dataflow import Dataflow, RefusedError
 from service.db import Database
@@ -37,7 +38,6 @@ from service.reconciler import Reconciler
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 PIPELINES = ("user-signin",)
-API_ACTOR = "api"
 COMMIT_TRIES = 3
 _JOB_ID = re.compile(f"[0-9a-z]{{{ID_LENGTH}}}")
 
@@ -49,6 +49,7 @@ class Desk(NamedTuple):
     database: Database
     dataflow: Dataflow
     reconciler: Reconciler
+    actor: str
 
     @property
     def control(self) -> JobControl:
@@ -57,7 +58,7 @@ class Desk(NamedTuple):
 
 def desk(request: Request) -> Desk:
     state = request.app.state
-    return Desk(state.settings, state.database, state.dataflow, state.reconciler)
+    return Desk(state.settings, state.database, state.dataflow, state.reconciler, actor(request))
 
 
 AtDesk = Annotated[Desk, Depends(desk)]
@@ -194,7 +195,7 @@ async def cancel_job(job_id: str, desk: AtDesk, response: Response) -> JobView:
 
 async def stop_job(job_id: str, action: Action, desk: Desk, response: Response) -> JobView:
     require_job_id(job_id)
-    if not await desk.control.stop(job_id, action, API_ACTOR):
+    if not await desk.control.stop(job_id, action, desk.actor):
         response.status_code = 200
     desk.reconciler.wake()
     return await whole_job(desk, job_id, with_counters=False)
@@ -223,7 +224,7 @@ async def commit_job(asked: NewJob, desk: Desk) -> Job:
             async with desk.database.transaction() as session:
                 if job.subscription and not asked.shared_subscription:
                     refuse_if_in_use(await job_store.active_on(session, job.subscription))
-                await job_store.insert(session, job, API_ACTOR)
+                await job_store.insert(session, job, desk.actor)
         except sqlalchemy.exc.IntegrityError:
             # Another request was faster: the unique index is the judge, the query above only the speaker.
             # Its job may have ended since, so look again.

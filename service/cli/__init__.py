@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import demo, emit, faults, jobs, outbox, rows, run
+from service.cli import demo, emit, faults, jobs, keys, outbox, rows, run
 
 app = typer.Typer(
     name="signin",
@@ -46,6 +46,7 @@ app.command()(emit.emit)
 app.command()(rows.rows)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(keys.app, name="keys")
 app.command()(run.migrate)
 
 
