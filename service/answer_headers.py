@@ -20,6 +20,8 @@ _REST: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
 )
+# What `missing` finds for an answer that says nothing of all this itself.
+ALL: Final = (*_REST, NO_STORE, _NOTHING_ELSE)
 
 
 def missing(headers: Iterable[Header]) -> Sequence[Header]:

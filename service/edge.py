@@ -140,7 +140,7 @@ class Answer:
     async def give(self, response: Response, scope: Scope, receive: Receive) -> None:
         """Sends a response that has a Content-Length, in one piece where the connection can take it."""
         is_read = self._body is None or self._body.complete
-        if is_read and connections.answer(scope, response, (*self.headers, answer_headers.NO_STORE)):
+        if is_read and connections.answer(scope, response, (*self.headers, *answer_headers.ALL)):
             self.status = response.status_code
         else:
             await response(scope, receive, self)
