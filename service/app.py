@@ -11,7 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service import events, health, jobs, problems, scrape
+from service import documentation, events, health, jobs, problems, scrape
+from service.auth import Guard
+from service.auth.routes import Routes
 from service.bodies import Bodies
 from service.breaker import Breaker
 from service.clients import Clients
@@ -47,6 +49,7 @@ class Service(FastAPI):
             Bodies(self.state.settings),
             events.ENDPOINTS,
             self.state.metrics,
+            self.state.guard,
         )
 
 
@@ -57,18 +60,25 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
         description=_DESCRIPTION,
         version=health.installed_version(),
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=documentation.OPENAPI if settings.docs else None,
         redirect_slashes=False,  # its Location repeats whatever the caller wrote into Host
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         telemetry={"tracing": False, "metrics": False, "logs": False},  # else asked for at every request
     )
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
+    app.state.guard = Guard(settings, Routes(settings, lambda: app.routes))
     app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
     app.include_router(jobs.router)
     app.include_router(dead_letters.router)
     app.include_router(health.router)
     app.include_router(scrape.router)
     problems.install(app, app.state.metrics)
+    documentation.describe_access(app)
+    if settings.docs:
+        documentation.install(app)
     return app
 
 
@@ -86,15 +96,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await _require_credentials(clients)
         database = Database(settings)
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
+        guard: Guard = app.state.guard
+        guard.database = database
         metrics: Metrics = app.state.metrics
         topic, outbox = Topic(clients, settings, metrics), Outbox(database, settings, metrics=metrics)
-        breaker = Breaker(
-            failures=settings.breaker_failures,
-            open_seconds=settings.breaker_open_seconds,
-            probe_seconds=settings.breaker_open_seconds,
-            on_opened=metrics.breaker_opened.add,
-        )
-        metrics.breaker_is(lambda: breaker.state)
+        breaker = _breaker(settings, metrics)
         relay = Relay(topic, outbox, breaker, settings, metrics)
         publisher = Publisher(topic, outbox, breaker, settings)
         publishing = (
@@ -120,16 +126,22 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
-        for name, work in (
-            ("warm-up", _warm_up(clients)),
-            ("reconciler", reconciler.run()),
-            ("relay", relay.run()),
-            ("metrics", metrics.run()),
-            ("replayer", replayer.run()),
-        ):
-            task = asyncio.create_task(work, name=name)
+        stack.push_async_callback(_ended, asyncio.create_task(_warm_up(clients), name="warm-up"))
+        for work in (reconciler, relay, metrics, replayer, guard):
+            task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
         yield
+
+
+def _breaker(settings: Settings, metrics: Metrics) -> Breaker:
+    breaker = Breaker(
+        failures=settings.breaker_failures,
+        open_seconds=settings.breaker_open_seconds,
+        probe_seconds=settings.breaker_open_seconds,
+        on_opened=metrics.breaker_opened.add,
+    )
+    metrics.breaker_is(lambda: breaker.state)
+    return breaker
 
 
 async def _require_credentials(clients: Clients) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,43 @@ class Settings(BaseSettings):
     )
     allow_unauthenticated_access: bool = Field(
         False, description="Let anybody who reaches the port use the service, on any address"
+    )
+    require_authentication: bool = Field(
+        False, description="Want a key or a token on loopback too, before there is any key"
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="More names, by commas, that the Host header may have; without any, loopback's own names "
+        "on loopback and all elsewhere; * allows all",
+    )
+    docs: bool = Field(True, description="Whether /docs and /openapi.json are there")
+    oidc_issuer: str = Field(
+        "", description="Issuer of OpenID Connect tokens; empty means that none are taken"
+    )
+    oidc_audience: str = Field("", description="The aud that a token must have, or several by commas")
+    oidc_jwks_url: str = Field(
+        "", description="Where the issuer's keys are; empty means that its discovery document says so"
+    )
+    oidc_scopes: str = Field(
+        "", description='What tokens may do, as JSON: `{"email=ci@example.com": ["jobs:write"]}`'
+    )
+    oidc_keys_seconds: float = Field(
+        300.0, gt=0, le=3600, description="How long the issuer's keys are used before they are fetched anew"
+    )
+    oidc_leeway_seconds: float = Field(
+        30.0, ge=0, le=300, description="How far the issuer's clock may be away from ours"
+    )
+    key_refresh_seconds: float = Field(
+        2.0, gt=0, le=60, description="Time after which a revoked key is refused by every process"
+    )
+    event_requests_per_second: float = Field(
+        2000.0, ge=0, description="Rate of single sign-ins of one key, for each process; 0 sets no limit"
+    )
+    batch_requests_per_second: float = Field(
+        50.0, ge=0, description="Rate of batches of one key, for each process; 0 sets no limit"
+    )
+    control_requests_per_second: float = Field(
+        20.0, ge=0, description="Rate of all other requests of one key, for each process; 0 sets no limit"
     )
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest body of one sign-in")
     max_batch_body_bytes: int = Field(5_000_000, ge=1024, description="Largest body of a batch, unpacked too")
@@ -225,18 +263,27 @@ class Settings(BaseSettings):
         """Whether any API is Google's own, so that credentials are needed."""
         return not (self.pubsub_emulator_host and self.dataflow_emulator_host)
 
-    def require_closed(self) -> None:
-        """Raises ConfigError where strangers could use the service and nobody said that they may."""
-        if not is_loopback(self.host) and not self.allow_unauthenticated_access:
+    @property
+    def is_open_at_first(self) -> bool:
+        """Whether anybody may use the service as long as there is no key."""
+        return is_loopback(self.host) and not self.require_authentication and not self.oidc_issuer
+
+    def require_closed(self, keys_exist: Callable[[Settings], bool] = lambda _: False) -> None:
+        """Raises ConfigError where the service would be open to strangers, or closed to everybody.
+
+        `keys_exist` is asked only where it matters: it looks into the database.
+        """
+        if self.allow_unauthenticated_access or self.oidc_issuer or is_loopback(self.host):
+            return
+        if not keys_exist(self):
             raise ConfigError(
                 f"SIGNIN_HOST={self.host} is reachable from other machines and no authentication "
-                "is configured. Listen on 127.0.0.1, "
-                "or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
+                "is configured. Make a key with `signin keys create`, set SIGNIN_OIDC_ISSUER, "
+                "listen on 127.0.0.1, or set SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true to let anybody in."
             )
 
     def require_startable(self) -> None:
-        """Raises ConfigError where starting the service would be unsafe or in vain."""
-        self.require_closed()
+        """Raises ConfigError where starting the service would be in vain."""
         if self.uses_google_cloud and self.project == LOCAL_PROJECT:
             raise ConfigError(
                 "SIGNIN_PROJECT is not set. Set it to your Google Cloud project id, "

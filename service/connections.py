@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -46,8 +47,8 @@ def whole_body(scope: Scope) -> bytes | None:
     return bytes(cycle.body)
 
 
-def answer(scope: Scope, response: Response, header: tuple[bytes, bytes]) -> bool:
-    """Writes a whole response, with one more header, in one piece; False where it has to go the long way.
+def answer(scope: Scope, response: Response, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Writes a whole response, with more headers, in one piece; False where it has to go the long way.
 
     The long way is uvicorn's `send`, which looks at each header anew and costs a quarter of a request.
     The body of the request must be here, and the response must have a Content-Length.
@@ -56,7 +57,7 @@ def answer(scope: Scope, response: Response, header: tuple[bytes, bytes]) -> boo
     if cycle is None or cycle.flow.write_paused or cycle.disconnected or not cycle.keep_alive:
         return False
     pieces = [_STATUS_LINES[response.status_code]]
-    for name, value in (*cycle.default_headers, *response.raw_headers, header):
+    for name, value in (*cycle.default_headers, *response.raw_headers, *headers):
         pieces += (name, b": ", value, b"\r\n")
     pieces += (b"\r\n", bytes(response.body))
     cycle.response_started = True

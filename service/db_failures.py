@@ -46,6 +46,13 @@ def told_as_unavailable() -> Iterator[None]:
         raise DatabaseUnavailableError(detail, retry_after_seconds=5) from error
 
 
+def was_never_made(error: DatabaseUnavailableError) -> bool:
+    """Whether the database could not be used because it has no file, or not the tables of this version."""
+    cause = error.__cause__
+    code = getattr(getattr(cause, "orig", None), "sqlite_errorcode", 0) & 0xFF
+    return isinstance(cause, Exception) and (code == sqlite3.SQLITE_CANTOPEN or _lacks_tables(cause))
+
+
 def _is_known(cause: BaseException | None) -> bool:
     """Whether an error that is none of operation by its class means that the database cannot be used."""
     if isinstance(cause, sqlite3.DatabaseError):

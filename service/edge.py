@@ -19,7 +19,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import connections, problems
+from service import answer_headers, connections, problems
+from service.answer_headers import Headers
+from service.auth import Guard
 from service.bodies import Bodies, Body
 from service.errors import ProblemError, ShuttingDownError
 from service.logs import current_request_id
@@ -37,8 +39,8 @@ class Edge:
     """ASGI middleware; each request has an `X-Request-ID`, the caller's or a new one, and gets it back.
 
     Bodies come through the bounds of `bodies`. Where the answer is there before the body's end, the
-    connection ends with the answer: the rest is not read. A POST to a path of `endpoints` goes to its
-    endpoint at once, everything else to `app`.
+    connection ends with the answer: the rest is not read. Nothing comes in past the `guard`. A POST to a
+    path of `endpoints` goes to its endpoint at once, everything else to `app`.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Edge:
         bodies: Bodies,
         endpoints: Mapping[str, Endpoint] = MappingProxyType({}),
         metrics: Metrics | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
+        self._guard = guard
         self._app = app
         self._bodies = bodies
         self._endpoints = endpoints
@@ -66,6 +70,8 @@ class Edge:
         body = self._bodies.incoming(scope, headers, receive)
         answer = Answer(send, request_id, body)
         try:
+            if self._guard:
+                answer.headers += await self._guard.admit(scope, headers)
             if body:
                 body.require_fitting(headers.get(b"content-length"))
                 receive = body.receive
@@ -106,11 +112,11 @@ class Edge:
 class Answer:
     """The ASGI channel of one answer; it adds what every answer carries, and knows how far it has come."""
 
-    __slots__ = ("_body", "_header", "_send", "ended", "started", "status")
+    __slots__ = ("_body", "_send", "ended", "headers", "started", "status")
 
     def __init__(self, send: Send, request_id: bytes, body: Body | None) -> None:
         self._send = send
-        self._header = (b"x-request-id", request_id)
+        self.headers: Headers = ((b"x-request-id", request_id), answer_headers.NO_SNIFFING)
         self._body = body
         self.started = False
         self.status = 499  # while there is none: the caller went away
@@ -120,7 +126,11 @@ class Answer:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            message["headers"] = [*message["headers"], self._header]
+            message["headers"] = [
+                *message["headers"],
+                *self.headers,
+                *answer_headers.missing(message["headers"]),
+            ]
             if self._body and not self._body.complete:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
@@ -130,7 +140,7 @@ class Answer:
     async def give(self, response: Response, scope: Scope, receive: Receive) -> None:
         """Sends a response that has a Content-Length, in one piece where the connection can take it."""
         is_read = self._body is None or self._body.complete
-        if is_read and connections.answer(scope, response, self._header):
+        if is_read and connections.answer(scope, response, (*self.headers, *answer_headers.ALL)):
             self.status = response.status_code
         else:
             await response(scope, receive, self)

@@ -56,7 +56,7 @@ def rendered(problem: ProblemError, path: str, headers: dict[str, str] | None = 
         "code": problem.problem_code,
         "retryable": problem.retryable,
     }
-    headers = dict(headers or {})
+    headers = {**problem.headers, **(headers or {})}
     if problem.retry_after_seconds is not None:
         document["retry_after"] = problem.retry_after_seconds
         headers["Retry-After"] = str(problem.retry_after_seconds)

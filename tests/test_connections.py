@@ -14,8 +14,8 @@ from service.app import create_app
 from service.db import migrate
 from tests.serving import ARTICLE, JSON, pubsub_with_topic, settings_for
 
-HEAD = b"POST /events/signin HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @asynccontextmanager

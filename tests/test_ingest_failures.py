@@ -102,7 +102,7 @@ class Witness:
             started = time.monotonic()
             data = body(number)
             writer.write(
-                b"POST /events/signin HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\n"
+                b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
             )
             async with asyncio.timeout(ANSWER_SECONDS + 10):

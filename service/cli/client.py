@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from service.cli.terminal import command, fail, load_settings
-from service.config import Settings
+from service.config import Settings, is_loopback
 from service.local.stack import read_running
 
 DEADLINE_SECONDS = 60.0
@@ -43,10 +45,34 @@ def service_url(url: str | None) -> str:
     return running.get("SIGNIN_URL") or f"http://{host}:{settings.port}"
 
 
+def credentials(base_url: str) -> dict[str, str]:
+    """The header with the key of SIGNIN_API_KEY, or of the file that SIGNIN_API_KEY_FILE names; else none.
+
+    A key is never sent to another machine in the clear: that ends the command.
+    """
+    key = os.environ.get("SIGNIN_API_KEY", "").strip()
+    if not key and (path := os.environ.get("SIGNIN_API_KEY_FILE")):
+        try:
+            key = Path(path).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"SIGNIN_API_KEY_FILE={path} cannot be read ({type(error).__name__})", exit_code=2)
+    if not key:
+        return {}
+    if not key.isascii() or not key.isprintable():
+        fail("SIGNIN_API_KEY holds characters that no key has", exit_code=2)
+    parts = urlsplit(base_url)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        fail(f"{base_url} is not https: the key would be readable on its way", exit_code=2)
+    return {"Authorization": f"Bearer {key}"}
+
+
 def request(method: str, base_url: str, path: str, **arguments: Any) -> Any:
     """Calls the service and returns the decoded JSON; a problem document ends the command."""
+    headers = credentials(base_url)
     try:
-        response = httpx.request(method, base_url + path, timeout=DEADLINE_SECONDS, **arguments)
+        response = httpx.request(
+            method, base_url + path, timeout=DEADLINE_SECONDS, headers=headers, **arguments
+        )
     except httpx.TransportError as error:
         kind = type(error).__name__
         fail(f"{base_url} does not answer ({kind}). Is the service running? Try `{command('up')}`.")

@@ -16,7 +16,7 @@ import httpx
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.cli.client import DEADLINE_SECONDS, problem_sentence, service_url
+from service.cli.client import DEADLINE_SECONDS, credentials, problem_sentence, service_url
 from service.cli.terminal import command, err, fail, out
 
 CONCURRENCY = 32
@@ -78,10 +78,13 @@ async def emit_events(
     started = time.monotonic()
     shared = _Shared(events)
     tls = ssl.create_default_context()
+    headers = credentials(base_url)
 
     async def worker() -> None:
         # A client each: with 64 connections in one pool, httpx spends 10 ms a request on choosing one.
-        async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS, verify=tls) as client:
+        async with httpx.AsyncClient(
+            base_url=base_url, timeout=DEADLINE_SECONDS, verify=tls, headers=headers
+        ) as client:
             async for event in shared:
                 response = await send(client, event)
                 if response is None:
@@ -160,7 +163,8 @@ def emit(
 
 
 async def emit_one(base_url: str, event: dict[str, Any]) -> None:
-    async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS) as client:
+    headers = credentials(base_url)
+    async with httpx.AsyncClient(base_url=base_url, timeout=DEADLINE_SECONDS, headers=headers) as client:
         response = await send(client, event)
     if response is None:
         fail(f"{base_url} does not answer. Is the service running? Try `{command('up')}`.")

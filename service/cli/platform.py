@@ -36,8 +36,10 @@ class Platform:
     def __init__(
         self, settings: Settings, *, pubsub_port: int = 0, dataflow_port: int = 0, bigquery_port: int = 0
     ) -> None:
+        from service.auth.key_store import exist_now
+
         self.settings = local_settings(settings)
-        self.settings.require_closed()
+        self.settings.require_closed(exist_now)
         self.url = ""
         self._stack = Stack(
             self.settings, pubsub_port=pubsub_port, dataflow_port=dataflow_port, bigquery_port=bigquery_port

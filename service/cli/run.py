@@ -63,11 +63,13 @@ def serve(
     debug_log: Annotated[Path | None, typer.Option(help="File that gets every log record besides")] = None,
 ) -> None:
     """Run the service alone, against Google Cloud or the emulators that the environment names."""
+    from service.auth.key_store import exist_now
     from service.logs import configure
 
     with clear_errors():
         settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
         settings.require_startable()
+        settings.require_closed(exist_now)
         configure(settings)
         run_server(settings, announce=announce, processes=workers)
 

@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy.exc
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from service.auth import actor
 from service.db import Database
 from service.dead_letters import replay_store
 from service.dead_letters.letters import Position
@@ -45,7 +46,6 @@ from service.problems import responses
 
 router = APIRouter(prefix="/dead-letters", tags=["dead letters"])
 
-API_ACTOR = "api"
 _MOST_SKIPPED = 10_000_000
 _REPLAY_ID = re.compile(f"[0-9a-z]{{{ID_LENGTH}}}")
 
@@ -121,7 +121,9 @@ async def list_dead_letters(desk: AtDesk, asked: Annotated[DeadLetterQuery, Quer
         ),
     },
 )
-async def replay_dead_letters(asked: NewReplay, desk: AtDesk, response: Response) -> ReplayView:
+async def replay_dead_letters(
+    asked: NewReplay, desk: AtDesk, request: Request, response: Response
+) -> ReplayView:
     """Begins a replay and answers at once; look at it to see how far it has come.
 
     A letter that was replayed before is left out, unless `again` asks for it. What fails again becomes
@@ -135,7 +137,7 @@ async def replay_dead_letters(asked: NewReplay, desk: AtDesk, response: Response
         again=asked.again,
         filters=stored(asked.filters_before(now)),
         most_letters=asked.most_letters,
-        actor=API_ACTOR,
+        actor=actor(request),
         created_at=now,
     )
     try:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from service.errors.access import (
+    AuthenticationRequiredError,
+    AuthenticationUnavailableError,
+    HostNotAllowedError,
+    InsufficientScopeError,
+    InvalidCredentialsError,
+    OriginNotAllowedError,
+    RateLimitedError,
+)
 from service.errors.dead_letters import (
     BigQueryRefusedError,
     BigQueryUnavailableError,
@@ -30,19 +39,26 @@ from service.errors.problem import ProblemError
 __all__ = [  # beside the classes below
     "ActionNotAllowedError",
     "AlreadyManagedError",
+    "AuthenticationRequiredError",
+    "AuthenticationUnavailableError",
     "BigQueryRefusedError",
     "BigQueryUnavailableError",
     "DataflowJobNotFoundError",
     "DataflowRefusedError",
     "DataflowUnavailableError",
     "DeadLetterTableNotFoundError",
+    "HostNotAllowedError",
     "IdempotencyInFlightError",
     "IdempotencyMismatchError",
+    "InsufficientScopeError",
+    "InvalidCredentialsError",
     "InvalidIdempotencyKeyError",
     "InvalidPageTokenError",
     "InvalidParametersError",
     "JobNotFoundError",
+    "OriginNotAllowedError",
     "ProblemError",
+    "RateLimitedError",
     "ReplayInProgressError",
     "ReplayNotFoundError",
     "SubscriptionInUseError",

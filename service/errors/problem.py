@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 
@@ -10,7 +11,8 @@ class ProblemError(Exception):
     """An answer other than success, rendered as RFC 9457 `application/problem+json`.
 
     Subclasses fix `status`, `code` and `title`; an instance adds the `detail` of this occurrence.
-    `retry_after_seconds` becomes the `Retry-After` header, `members` extension members of the body.
+    `retry_after_seconds` becomes the `Retry-After` header, `members` extension members of the body;
+    `headers` are those of this answer alone.
     """
 
     status: ClassVar[int] = 500
@@ -25,9 +27,11 @@ class ProblemError(Exception):
         code: str | None = None,
         retry_after_seconds: int | None = None,
         members: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.problem_code = code or self.code
         self.retry_after_seconds = retry_after_seconds
         self.members = dict(members or {})
+        self.headers = headers

@@ -9,6 +9,7 @@ import sqlalchemy.exc
 from fastapi import APIRouter, Depends, Request, Response
 
 from service import idempotency, job_store, problems
+from service.auth import actor
 from service.dataflow import RefusedError
 from service.errors import (
     ActionNotAllowedError,
@@ -30,7 +31,6 @@ from service.job_request import require_parameters
 from service.job_update import replacement
 from service.job_view import JobView
 from service.jobs.desk import (
-    API_ACTOR,
     AtDesk,
     Desk,
     Key,
@@ -83,7 +83,7 @@ async def drain_job(
         is_new = await desk.control.stop(
             job_id,
             "drain",
-            API_ACTOR,
+            actor(request),
             deadline_seconds=how.deadline_seconds,
             on_deadline=how.on_deadline,
         )
@@ -97,7 +97,7 @@ async def cancel_job(job_id: str, desk: AtDesk, key: Key, request: Request) -> R
     """Ends the job at once. What it had not acknowledged is delivered again to the next job."""
 
     async def act(_: Unfinished | None) -> Response:
-        is_new = await desk.control.stop(job_id, "cancel", API_ACTOR)
+        is_new = await desk.control.stop(job_id, "cancel", actor(request))
         return await asked_for(desk, job_id, is_new=is_new)
 
     return await once(desk, job_id, _keyed(key, request, None), act)
@@ -110,7 +110,7 @@ async def force_cancel_job(
     """Ends a job whose cancel has hung for 30 minutes. It may lose data, and leave resources behind."""
 
     async def act(_: Unfinished | None) -> Response:
-        is_new = await desk.control.force_cancel(job_id, API_ACTOR)
+        is_new = await desk.control.force_cancel(job_id, actor(request))
         return await asked_for(desk, job_id, is_new=is_new)
 
     return await once(desk, job_id, _keyed(key, request, asked), act)
@@ -128,7 +128,7 @@ async def update_job(job_id: str, asked: JobUpdate, desk: AtDesk, key: Key, requ
     async def act(unfinished: Unfinished | None) -> Response:
         if unfinished and await has_update_since(desk, job_id, unfinished):
             return await answered(desk, job_id, 202)
-        refusal = await desk.control.update(job_id, await update_request(desk, job_id, asked), API_ACTOR)
+        refusal = await desk.control.update(job_id, await update_request(desk, job_id, asked), actor(request))
         desk.reconciler.wake()
         return refused(refusal, job_id, request) or await answered(desk, job_id, 202)
 
@@ -141,7 +141,7 @@ async def scale_job(job_id: str, asked: Scaling, desk: AtDesk, key: Key, request
     require_bounds(asked, desk.settings.max_workers)
 
     async def act(_: Unfinished | None) -> Response:
-        refusal = await desk.control.scale(job_id, asked.min_workers, asked.max_workers, API_ACTOR)
+        refusal = await desk.control.scale(job_id, asked.min_workers, asked.max_workers, actor(request))
         desk.reconciler.wake()
         return refused(refusal, job_id, request) or await answered(desk, job_id, 202)
 

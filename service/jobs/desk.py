@@ -26,7 +26,6 @@ from service.reconciler import Reconciler
 from service.telemetry import Telemetry
 from service.template_specs import TemplateSpecs
 
-API_ACTOR = "api"
 _JOB_ID = re.compile(f"[0-9a-z]{{{ID_LENGTH}}}")
 
 

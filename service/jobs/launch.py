@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service import idempotency, job_store, problems
+from service.auth import actor
 from service.dataflow import CONNECT_SECONDS, RefusedError
 from service.errors import (
     BodyTimeoutError,
@@ -27,7 +28,7 @@ from service.idempotency import KeyedRequest, Unfinished
 from service.job_bodies import NewJob
 from service.job_request import new_job, require_parameters
 from service.job_view import JobView
-from service.jobs.desk import API_ACTOR, AtDesk, Desk, Key, answered, require_json
+from service.jobs.desk import AtDesk, Desk, Key, answered, require_json
 from service.models import Job
 from service.pipelines import pipeline_of
 from service.problems import responses
@@ -100,7 +101,7 @@ async def launch_job(
         async with desk.database.session() as session:
             if answer := await idempotency.stored(session, keyed, desk.clock()):
                 return answer
-    committed = await commit_job(asked, desk, keyed)
+    committed = await commit_job(asked, desk, keyed, actor(request))
     if isinstance(committed, Response):
         return committed
     if isinstance(committed, Unfinished):
@@ -145,7 +146,9 @@ async def checked_job(asked: NewJob, desk: Desk) -> Job:
     return job
 
 
-async def commit_job(asked: NewJob, desk: Desk, keyed: KeyedRequest | None) -> Job | Response | Unfinished:
+async def commit_job(
+    asked: NewJob, desk: Desk, keyed: KeyedRequest | None, by: str
+) -> Job | Response | Unfinished:
     """Writes the new job and its key down; or what an earlier request under the key has come to.
 
     Raises SubscriptionInUseError, and as `checked_job` does.
@@ -163,7 +166,7 @@ async def commit_job(asked: NewJob, desk: Desk, keyed: KeyedRequest | None) -> J
                         return earlier
                 if job.subscription and not asked.shared_subscription:
                     refuse_if_in_use(await job_store.active_on(session, job.subscription))
-                await job_store.insert(session, job, API_ACTOR)
+                await job_store.insert(session, job, by)
         except sqlalchemy.exc.IntegrityError:
             # Another request was faster: the unique index is the judge, the query above only the speaker.
             # Its job may have ended since, so look again.

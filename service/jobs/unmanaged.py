@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service import job_reading
+from service.auth import actor
 from service.dataflow import DataflowError, MissingError, RefusedError, SeenJob
 from service.errors import (
     ActionNotAllowedError,
@@ -22,7 +23,7 @@ from service.errors import (
 )
 from service.job_bodies import Adoption, Region
 from service.job_view import JobView
-from service.jobs.desk import API_ACTOR, AtDesk, answered, require_json
+from service.jobs.desk import AtDesk, answered, require_json
 from service.problems import responses
 
 router = APIRouter(prefix="/jobs")
@@ -99,11 +100,11 @@ async def list_unmanaged_jobs(
         ),
     },
 )
-async def adopt_job(asked: Adoption, desk: AtDesk) -> Response:
+async def adopt_job(asked: Adoption, desk: AtDesk, request: Request) -> Response:
     """Makes a job of an active Dataflow job that somebody else has launched; the job itself goes on."""
     try:
         job_id = await desk.control.adopt(
-            desk.settings.project, asked.region or desk.settings.region, asked.dataflow_job_id, API_ACTOR
+            desk.settings.project, asked.region or desk.settings.region, asked.dataflow_job_id, actor(request)
         )
     except DataflowError as error:
         raise told(error) from error

@@ -245,7 +245,7 @@ async def first_word(reader: asyncio.StreamReader, patience: float) -> int | str
 
 
 def stalled(path: str, announced: int, sent: int) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {announced}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {announced}\r\n"
     return f"{head}Content-Type: application/json\r\n\r\n".encode() + b" " * sent
 
 
@@ -266,7 +266,7 @@ async def attack(server: Server, megabytes: int, idle: int, say: Callable[[str],
         slow = min(1000, max(50, idle // 50))
         await found.raw("stalled bodies", stalled(SINGLE, 60_000, 50_000), slow)
         await found.raw("stalled batches", stalled(BATCH, 5_000_000, 60_000), slow)
-        await found.raw("half a head", b"POST /events/signin HTTP/1.1\r\nHost: x\r\nX-A: ", slow)
+        await found.raw("half a head", b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nX-A: ", slow)
         await found.raw("huge head", b"GET /healthz HTTP/1.1\r\nX-A: " + b"a" * 200_000, 50)
         await found.raw("not HTTP", b"\x16\x03\x01" * 1000, 50)
         for start in range(0, idle, 5000):

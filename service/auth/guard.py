@@ -1,0 +1,205 @@
+"""The door of the service: who calls, what it may do, how often, and under which name it calls us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from starlette.types import Scope
+
+from service.auth import key_store, keys, scopes
+from service.auth.callers import ANYBODY, SCOPE_KEY, Caller
+from service.auth.hosts import Hosts
+from service.auth.rate_limits import Bucket, Headers, RateLimits
+from service.auth.routes import Routes
+from service.auth.tokens import Tokens
+from service.auth.verified import Verified, fingerprint, look_up
+from service.config import Settings
+from service.db import Database
+from service.errors import (
+    AuthenticationRequiredError,
+    AuthenticationUnavailableError,
+    DatabaseUnavailableError,
+    InsufficientScopeError,
+    InvalidCredentialsError,
+    RateLimitedError,
+)
+
+log = logging.getLogger(__name__)
+
+REALM = 'Bearer realm="signin"'
+_BEARER = b"bearer "
+_KEY_HEADER = b"x-api-key"
+MOST_QUESTIONS = 4
+MOST_WAITING = 200
+QUESTION_SECONDS = 6.0
+# After a question without an answer the next callers are told so at once.
+PAUSE_SECONDS = 1.0
+# Keys that nobody knows cost a look into the database each: so many a second, those that we know not counted.
+LOOK_UPS_PER_SECOND = 100.0
+
+
+class Guard:
+    """Admits a request or raises the problem that its caller is told; `run` keeps what it knows true."""
+
+    def __init__(self, settings: Settings, routes: Routes | None = None) -> None:
+        self._routes = routes or Routes(settings)
+        self._hosts = Hosts(settings)
+        self._limits = RateLimits(settings)
+        self._tokens = Tokens(settings) if settings.oidc_issuer else None
+        self._verified = Verified(settings.key_refresh_seconds)
+        self._refresh_seconds = settings.key_refresh_seconds
+        self._is_open_to_all = settings.allow_unauthenticated_access
+        self._is_open_at_first = settings.is_open_at_first
+        self._keys_exist: bool | None = None
+        self._questions = asyncio.Semaphore(MOST_QUESTIONS)
+        self._waiting = 0
+        self._failed_at = float("-inf")
+        self._look_ups = Bucket(LOOK_UPS_PER_SECOND, time.monotonic())
+        self.database: Database | None = None
+
+    async def admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Headers:
+        """Notes the caller in `scope` and returns the headers that the answer carries besides.
+
+        Raises HostNotAllowedError, OriginNotAllowedError, AuthenticationRequiredError,
+        InvalidCredentialsError, InsufficientScopeError, RateLimitedError or AuthenticationUnavailableError.
+        """
+        self._hosts.require_ours(headers)
+        wanted = self._routes.scope_wanted(scope)
+        if wanted == scopes.OPEN:
+            return ()
+        credential = _credential(headers)
+        if credential is None or (self._tokens is None and not keys.parse(credential)):
+            if not await self._is_open():
+                raise _nobody(credential)
+            self._hosts.require_same_origin(headers)
+            scope[SCOPE_KEY] = ANYBODY
+            return ()
+        mark = fingerprint(credential)
+        now = time.monotonic()
+        try:
+            caller = self._verified.find(mark, now) or await self._recognised(mark, credential)
+        except InvalidCredentialsError as error:
+            error.headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
+            raise
+        scope[SCOPE_KEY] = caller
+        if wanted not in caller.scopes:
+            raise _too_little(wanted)
+        return self._limits.take(caller.id, scope["path"], now)
+
+    async def run(self) -> None:
+        """Looks at the keys again and again, until it is cancelled; then writes down which were used."""
+        database = self.database
+        assert database
+        try:
+            while True:
+                try:
+                    await self._verified.refresh(database)
+                    await self._verified.note_use(database)
+                    if self._is_open_at_first and not self._keys_exist:
+                        self._keys_exist = await key_store.exist(database)
+                except DatabaseUnavailableError as error:
+                    log.debug("the keys could not be looked at: %s", error.detail)
+                except Exception:  # the keys that are known stay good for a while, so go on trying
+                    log.exception("the keys could not be looked at")
+                await asyncio.sleep(self._refresh_seconds)
+        finally:
+            try:
+                await self._verified.note_use(database, at_once=True)
+            except DatabaseUnavailableError as error:
+                log.debug("the use of keys could not be noted: %s", error.detail)
+
+    async def _is_open(self) -> bool:
+        """Whether callers without a key may do everything."""
+        if self._is_open_to_all:
+            return True
+        if not self._is_open_at_first:
+            return False
+        if self._keys_exist is None:
+            await self._find_out()
+        return not self._keys_exist
+
+    async def _find_out(self) -> None:
+        """Asks whether there are keys. Until that is known nobody comes in without one."""
+        if self.database is None:
+            self._keys_exist = False
+            return
+        async with self._question():
+            if self._keys_exist is None:
+                self._keys_exist = await key_store.exist(self.database)
+
+    async def _recognised(self, mark: bytes, credential: bytes) -> Caller:
+        """The caller of a credential that was not seen lately."""
+        async with self._question():
+            known = self._verified.find(mark, time.monotonic())  # another request may have asked
+            return known or await self._ask(mark, credential)
+
+    @asynccontextmanager
+    async def _question(self) -> AsyncIterator[None]:
+        """A turn to ask the database or the issuer, in time. Raises AuthenticationUnavailableError."""
+        if self._waiting >= MOST_WAITING or time.monotonic() - self._failed_at < PAUSE_SECONDS:
+            raise _unavailable("Others wait for the same.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(QUESTION_SECONDS), self._questions:
+                yield
+        except (DatabaseUnavailableError, TimeoutError) as error:
+            self._failed_at = time.monotonic()
+            raise _unavailable(getattr(error, "detail", "There was no answer in time.")) from error
+        finally:
+            self._waiting -= 1
+
+    async def _ask(self, mark: bytes, credential: bytes) -> Caller:
+        try:
+            presented = keys.parse(credential)
+            if presented is None:
+                assert self._tokens  # without them only keys come here
+                caller = await self._tokens.verify(credential)
+                self._verified.add_token(mark, caller)
+                return caller
+            if not self._look_ups.take(time.monotonic(), LOOK_UPS_PER_SECOND, LOOK_UPS_PER_SECOND):
+                raise RateLimitedError("Too many unknown keys were presented.", retry_after_seconds=1)
+            if self.database is None:
+                raise AuthenticationUnavailableError("The service is starting.", retry_after_seconds=1)
+            return self._verified.add_key(mark, await look_up(self.database, presented))
+        except InvalidCredentialsError as error:
+            self._verified.add_refused(mark, error)
+            raise
+
+
+def _credential(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """What the caller presents: X-API-Key, else a bearer token; another scheme is none of ours."""
+    found = headers.get(_KEY_HEADER)
+    if found is not None:
+        return found
+    found = headers.get(b"authorization")
+    if found is None or found[: len(_BEARER)].lower() != _BEARER:
+        return None
+    return found[len(_BEARER) :].strip()
+
+
+def _nobody(credential: bytes | None) -> AuthenticationRequiredError | InvalidCredentialsError:
+    if credential is None:
+        return AuthenticationRequiredError(
+            "Send an API key or a token as `Authorization: Bearer …`, or a key as `X-API-Key`.",
+            headers={"WWW-Authenticate": REALM},
+        )
+    return InvalidCredentialsError(
+        "This is no API key, and the service takes no tokens.",
+        headers={"WWW-Authenticate": f'{REALM}, error="invalid_token"'},
+    )
+
+
+def _too_little(wanted: str) -> InsufficientScopeError:
+    return InsufficientScopeError(
+        f"This needs the scope {wanted}.",
+        members={"scope": wanted},
+        headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{wanted}"'},
+    )
+
+
+def _unavailable(cause: str) -> AuthenticationUnavailableError:
+    return AuthenticationUnavailableError(f"Keys cannot be checked now. {cause}", retry_after_seconds=1)

@@ -1,0 +1,125 @@
+"""The table of API keys: made, found, listed, revoked, rotated, and when each was last used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, Connection, inspect, make_url
+from sqlmodel import col, or_, select, update
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from service.config import Settings
+from service.db import Database, migration_connection
+from service.db_failures import was_never_made
+from service.errors import ConfigError, DatabaseUnavailableError
+from service.models import ApiKey
+
+
+class KeyNotFoundError(Exception):
+    """No key has this id, or none with it can be changed any more."""
+
+
+class NameTakenError(Exception):
+    """Another key that is still good has the name, and the history would not tell them apart."""
+
+
+async def insert(database: Database, row: ApiKey, now: datetime) -> None:
+    """Adds a key. Raises NameTakenError."""
+    async with database.transaction() as session:
+        taken = select(ApiKey.id).where(ApiKey.name == row.name, *_good(now)).limit(1)
+        if (await session.exec(taken)).first():
+            raise NameTakenError(row.name)
+        session.add(row)
+
+
+async def replace(database: Database, key_id: str, row: ApiKey, now: datetime, until: datetime) -> None:
+    """Adds a key in the place of another, which stays good until `until`. Raises KeyNotFoundError."""
+    async with database.transaction() as session:
+        old = await _good_key(session, key_id, now)
+        session.add(row)
+        if old.expires_at is None or old.expires_at > until:
+            old.expires_at = until
+            session.add(old)
+
+
+async def revoke(database: Database, key_id: str, now: datetime) -> ApiKey:
+    """Ends a key at once and returns it; once more changes nothing. Raises KeyNotFoundError."""
+    async with database.transaction() as session:
+        row = await session.get(ApiKey, key_id)
+        if row is None:
+            raise KeyNotFoundError(key_id)
+        if row.revoked_at is None:
+            row.revoked_at = now
+            session.add(row)
+        return row
+
+
+async def good(database: Database, key_id: str, now: datetime) -> ApiKey:
+    """The key, if it is neither expired nor revoked. Raises KeyNotFoundError."""
+    async with database.session() as session:
+        return await _good_key(session, key_id, now)
+
+
+async def find(database: Database, key_ids: Collection[str]) -> Mapping[str, ApiKey]:
+    """The keys of these ids, whatever has become of them."""
+    async with database.session() as session:
+        rows = await session.exec(select(ApiKey).where(col(ApiKey.id).in_(key_ids)))
+        return {row.id: row for row in rows}
+
+
+async def everything(database: Database, limit: int = 1000) -> Sequence[ApiKey]:
+    """Every key, the newest first."""
+    async with database.session() as session:
+        newest = select(ApiKey).order_by(col(ApiKey.created_at).desc(), col(ApiKey.id)).limit(limit)
+        return (await session.exec(newest)).all()
+
+
+async def exist(database: Database) -> bool:
+    """Whether there is any key, or ever was one. Raises DatabaseUnavailableError."""
+    try:
+        async with database.session() as session:
+            return (await session.exec(select(ApiKey.id).limit(1))).first() is not None
+    except DatabaseUnavailableError as error:
+        if was_never_made(error):
+            return False
+        raise
+
+
+async def note_use(database: Database, key_ids: Collection[str], now: datetime) -> None:
+    """Writes down that these keys were used."""
+    later = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < now)
+    async with database.transaction() as session:
+        await session.exec(update(ApiKey).where(col(ApiKey.id).in_(key_ids), later).values(last_used_at=now))
+
+
+def exist_now(settings: Settings) -> bool:
+    """The same as `exist`, before there is an event loop; False where the table is not there yet.
+
+    Raises ConfigError where the database does not answer.
+    """
+    url = make_url(settings.async_database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return False
+    try:
+        with migration_connection(settings) as connection:
+            return inspect(connection).has_table(ApiKey.__tablename__) and _any(connection)
+    except DatabaseUnavailableError as error:
+        raise ConfigError(f"Whether there are API keys cannot be found out. {error.detail}") from error
+
+
+def _any(connection: Connection) -> bool:
+    return connection.execute(select(ApiKey.id).limit(1)).first() is not None
+
+
+async def _good_key(session: AsyncSession, key_id: str, now: datetime) -> ApiKey:
+    row = (await session.exec(select(ApiKey).where(ApiKey.id == key_id, *_good(now)))).first()
+    if row is None:
+        raise KeyNotFoundError(key_id)
+    return row
+
+
+def _good(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    unexpired = or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > now)
+    return col(ApiKey.revoked_at).is_(None), unexpired

@@ -1,0 +1,149 @@
+"""Who was recognised before: the callers of this process, so that a request costs no question."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from service.auth import key_store, keys, scopes
+from service.auth.callers import Caller
+from service.db import Database
+from service.errors import InvalidCredentialsError
+from service.models import ApiKey, utc_now
+
+log = logging.getLogger(__name__)
+
+MOST = 4096
+# While the database cannot be asked, keys that were good go on being good: sign-ins need no database.
+STALE_SECONDS = 300.0
+TOKEN_SECONDS = 10.0
+NOTE_SECONDS = 60.0
+UNUSED_SECONDS = 600.0
+
+
+def fingerprint(credential: bytes) -> bytes:
+    """What a key or token is remembered by: looking it up tells no timing of the secret itself."""
+    return hashlib.sha256(credential).digest()
+
+
+class Known:
+    """A caller whose key or token was checked; good until `until` (monotonic) unless it is checked again."""
+
+    __slots__ = ("caller", "key_id", "until", "used_at")
+
+    def __init__(self, caller: Caller, key_id: str, until: float) -> None:
+        self.caller = caller
+        self.key_id = key_id
+        self.until = until
+        self.used_at = time.monotonic()
+
+
+class Verified:
+    """The callers that this process knows, by the fingerprints of what they present, and those it refused."""
+
+    def __init__(self, refused_seconds: float) -> None:
+        self._known: dict[bytes, Known] = {}
+        self._refused: dict[bytes, tuple[float, str]] = {}
+        self._refused_seconds = refused_seconds
+        self._noted_at = time.monotonic()
+
+    def find(self, mark: bytes, now: float) -> Caller | None:
+        """The caller of the fingerprint `mark`, at `now` (monotonic); None where it must be asked for.
+
+        Raises InvalidCredentialsError where that was refused a moment ago, or has expired since.
+        """
+        known = self._known.get(mark)
+        if known is not None and now < known.until:
+            if time.time() >= known.caller.expires_at:
+                raise InvalidCredentialsError("It has expired.")
+            known.used_at = now
+            return known.caller
+        refused = self._refused.get(mark)
+        if refused is not None and now < refused[0]:
+            raise InvalidCredentialsError(refused[1])
+        return None
+
+    def add_token(self, mark: bytes, caller: Caller) -> None:
+        self._add(mark, Known(caller, "", time.monotonic() + TOKEN_SECONDS))
+
+    def add_key(self, mark: bytes, row: ApiKey) -> Caller:
+        """Remembers the holder of a key. Raises InvalidCredentialsError where it is good no more."""
+        caller = caller_of(row)
+        self._add(mark, Known(caller, row.id, time.monotonic() + STALE_SECONDS))
+        return caller
+
+    def add_refused(self, mark: bytes, error: InvalidCredentialsError) -> None:
+        _make_room(self._refused)
+        self._refused[mark] = (time.monotonic() + self._refused_seconds, error.detail)
+
+    async def refresh(self, database: Database) -> None:
+        """Looks at all keys again, so that revoked ones are gone. Raises DatabaseUnavailableError.
+
+        A key that nobody has used for a while is forgotten, and asked for at its next use.
+        """
+        now = time.monotonic()
+        for mark, known in list(self._known.items()):
+            if now >= known.until or now - known.used_at > UNUSED_SECONDS:
+                del self._known[mark]
+        held = {known.key_id: mark for mark, known in self._known.items() if known.key_id}
+        if not held:
+            return
+        rows = await key_store.find(database, held.keys())
+        for key_id, mark in held.items():
+            self._renew(mark, rows.get(key_id))
+
+    def _renew(self, mark: bytes, row: ApiKey | None) -> None:
+        known = self._known.get(mark)
+        if known is None:
+            return
+        try:
+            known.caller = caller_of(row)
+            known.until = time.monotonic() + STALE_SECONDS
+        except InvalidCredentialsError:
+            del self._known[mark]
+
+    async def note_use(self, database: Database, *, at_once: bool = False) -> None:
+        """Writes down which keys were used, once a minute. Raises DatabaseUnavailableError."""
+        now = time.monotonic()
+        if not at_once and now - self._noted_at < NOTE_SECONDS:
+            return
+        since, self._noted_at = self._noted_at, now
+        used = {known.key_id for known in self._known.values() if known.key_id and known.used_at >= since}
+        if used:
+            await key_store.note_use(database, used, utc_now())
+
+    def _add(self, mark: bytes, known: Known) -> None:
+        self._refused.pop(mark, None)
+        _make_room(self._known)
+        self._known[mark] = known
+
+
+def caller_of(row: ApiKey | None) -> Caller:
+    """Who holds the key. Raises InvalidCredentialsError where it is revoked, has expired, or never was."""
+    if row is None:
+        raise InvalidCredentialsError("There is no such key.")
+    if row.revoked_at is not None:
+        raise InvalidCredentialsError("The key is revoked.")
+    expires_at = float("inf") if row.expires_at is None else row.expires_at.timestamp()
+    if time.time() >= expires_at:
+        raise InvalidCredentialsError("The key has expired.")
+    return Caller(
+        f"key:{row.id}", f"key:{row.name}", scopes.granted(frozenset(row.scopes.split())), expires_at
+    )
+
+
+async def look_up(database: Database, presented: keys.PresentedKey) -> ApiKey:
+    """The row of a key that is presented whole. Raises InvalidCredentialsError, DatabaseUnavailableError."""
+    rows: Mapping[str, ApiKey] = await key_store.find(database, [presented.id])
+    row = rows.get(presented.id)
+    if row is None or not keys.is_secret_of(row, presented.secret):
+        raise InvalidCredentialsError("There is no such key.")
+    return row
+
+
+def _make_room(entries: dict[bytes, Any]) -> None:
+    if len(entries) >= MOST:
+        del entries[next(iter(entries))]

@@ -1,0 +1,229 @@
+"""`signin keys`: API keys, for operators; works on the database itself, so it needs no key."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from service.cli.client import running_settings
+from service.cli.terminal import clear_errors, err, fail, out, table_of
+from service.config import Settings
+from service.errors import ConfigError, ProblemError
+
+if TYPE_CHECKING:
+    from service.auth.keys import NewKey
+    from service.db import Database
+    from service.models import ApiKey
+
+app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service, and for what.")
+
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+NEVER = "never"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
+KeyId = Annotated[str, typer.Argument(help="Id of the key, as `signin keys list` shows it")]
+ExpiresIn = Annotated[str, typer.Option("--expires-in", help="Such as 12h or 90d, or never")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Who will use it; the history of jobs says this name")],
+    scope: Annotated[list[str], typer.Option("--scope", help="What it may do; give it more than once")],
+    expires_in: ExpiresIn = "90d",
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, this once: nothing keeps it."""
+    with told_as_sentences():
+        from service.auth import keys, scopes
+
+        if not keys.is_name(name):
+            raise ConfigError(f"{name!r} is no name: write 1 to 64 of A-Z a-z 0-9 . _ -")
+        allowed = _known(scopes.known, scope)
+        lifetime = duration(expires_in)
+        new = asyncio.run(make(running_settings(), name, allowed, lifetime))
+        show_new(new, as_json=as_json)
+
+
+async def make(settings: Settings, name: str, scopes: frozenset[str], lifetime: timedelta | None) -> NewKey:
+    from service.auth import key_store, keys
+    from service.models import utc_now
+
+    now = utc_now()
+    new = keys.generate(name, scopes, now, expiry(now, lifetime))
+    async with opened(settings) as database:
+        try:
+            await key_store.insert(database, new.row, now)
+        except key_store.NameTakenError:
+            fail(f"there is a key {name} that is good; rotate or revoke it, or choose another name")
+    return new
+
+
+@app.command("list")
+def list_keys(as_json: Json = False) -> None:
+    """List all keys, the newest first; their secrets are nowhere."""
+    with told_as_sentences():
+        rows = [facts(row) for row in asyncio.run(everything(running_settings()))]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("id", "name", "scopes", "state", "created_at", "expires_at", "last_used_at")
+    cells = [[" ".join(row[each]) if each == "scopes" else row[each] for each in columns] for row in rows]
+    out.print(table_of("Keys", [each.removesuffix("_at").replace("_", " ") for each in columns], cells))
+
+
+async def everything(settings: Settings) -> list[ApiKey]:
+    from service.auth import key_store
+
+    async with opened(settings) as database:
+        return list(await key_store.everything(database))
+
+
+@app.command()
+def revoke(key_id: KeyId, as_json: Json = False) -> None:
+    """End a key. Running services refuse it within SIGNIN_KEY_REFRESH_SECONDS."""
+    with told_as_sentences():
+        row = asyncio.run(end(running_settings(), key_id))
+        if as_json:
+            print_json(facts(row))
+        else:
+            out.print(f"The key {row.id} ({row.name}) is revoked.", highlight=False)
+
+
+async def end(settings: Settings, key_id: str) -> ApiKey:
+    from service.auth import key_store
+    from service.models import utc_now
+
+    async with opened(settings) as database:
+        try:
+            return await key_store.revoke(database, key_id, utc_now())
+        except key_store.KeyNotFoundError:
+            fail(f"there is no key {key_id}")
+
+
+@app.command()
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[str, typer.Option(help="How long the old key stays good, such as 24h")] = "24h",
+    expires_in: ExpiresIn = "90d",
+    as_json: Json = False,
+) -> None:
+    """Make a key in the place of another, with its name and scopes; both are good for a while."""
+    with told_as_sentences():
+        lifetime = duration(expires_in)
+        both = duration(overlap)
+        if both is None:
+            raise ConfigError("--overlap must end: to keep both keys, make another one")
+        new = asyncio.run(turn_over(running_settings(), key_id, both, lifetime))
+        show_new(new, as_json=as_json)
+        if not as_json:
+            err.print(f"The old key {key_id} stays good for {overlap} at most.", highlight=False)
+
+
+async def turn_over(
+    settings: Settings, key_id: str, overlap: timedelta, lifetime: timedelta | None
+) -> NewKey:
+    from service.auth import key_store, keys
+    from service.models import utc_now
+
+    now = utc_now()
+    async with opened(settings) as database:
+        try:
+            old = await key_store.good(database, key_id, now)
+            new = keys.generate(
+                old.name, frozenset(old.scopes.split()), now, expiry(now, lifetime), replaces=old.id
+            )
+            await key_store.replace(database, key_id, new.row, now, now + overlap)
+        except key_store.KeyNotFoundError:
+            fail(f"there is no key {key_id} that is good")
+    return new
+
+
+def show_new(new: NewKey, *, as_json: bool) -> None:
+    """Prints a new key: alone on standard output, so that a script can take it from there."""
+    if as_json:
+        print_json(facts(new.row) | {"key": new.text})
+        return
+    typer.echo(new.text)
+    ends = new.row.expires_at.isoformat(timespec="minutes") if new.row.expires_at else NEVER
+    err.print(f"id {new.row.id}, scopes {new.row.scopes}, expires {ends}", highlight=False)
+    err.print("Keep it now: it is shown this once.")
+
+
+def facts(row: ApiKey) -> dict[str, Any]:
+    """What may be told of a key."""
+    from service.models import utc_now
+
+    state = "good"
+    if row.revoked_at:
+        state = "revoked"
+    elif row.expires_at and row.expires_at <= utc_now():
+        state = "expired"
+    return {
+        "id": row.id,
+        "name": row.name,
+        "scopes": row.scopes.split(),
+        "state": state,
+        "created_at": row.created_at,
+        "expires_at": row.expires_at,
+        "revoked_at": row.revoked_at,
+        "last_used_at": row.last_used_at,
+        "replaces": row.replaces,
+    }
+
+
+def print_json(value: object) -> None:
+    typer.echo(msgspec.json.encode(value).decode())
+
+
+def duration(text: str) -> timedelta | None:
+    """A time such as 90d; None for `never`. Raises ConfigError."""
+    if text == NEVER:
+        return None
+    found = _DURATION.fullmatch(text)
+    if not found:
+        raise ConfigError(f"{text!r} is no duration: write it as 30m, 12h or 90d, or never")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def expiry(now: datetime, lifetime: timedelta | None) -> datetime | None:
+    return None if lifetime is None else now + lifetime
+
+
+def _known(known: Any, names: list[str]) -> frozenset[str]:
+    try:
+        found: frozenset[str] = known(each for name in names for each in name.replace(",", " ").split())
+    except ValueError as error:
+        raise ConfigError(f"--scope: {error}") from None
+    return found
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Database]:
+    """The database of the settings; the embedded one is made where it is missing, as `serve` does."""
+    from service.db import Database, migrate
+
+    if not settings.database_url:
+        await asyncio.to_thread(migrate, settings)
+    database = Database(settings)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@contextmanager
+def told_as_sentences() -> Iterator[None]:
+    """Turns what the settings or the database complain about into one sentence."""
+    with clear_errors():
+        try:
+            yield
+        except ProblemError as error:
+            fail(error.detail)

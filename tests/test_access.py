@@ -1,0 +1,204 @@
+"""Who may call what: every route of the application against every kind of credential."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from service.app import create_app
+from service.auth import key_store, keys, scopes
+from service.config import Settings
+from service.models import utc_now
+from tests.doors import Issuer, bearer, make_key, new_ec_key, shut
+from tests.serving import assert_problem, running, settings_for
+
+JOB = "0123456789abcdefghjk"
+
+
+def routes(holder):
+    """Each (method, path) that the application serves, whatever it is made of."""
+    found = set()
+    for route in holder.routes:
+        inner = getattr(route, "original_router", None) or (route if hasattr(route, "routes") else None)
+        if inner is not None:
+            found |= routes(inner)
+        else:
+            found |= {(method, route.path) for method in route.methods if method != "HEAD"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def issuer():
+    with Issuer().serving() as issuer:
+        yield issuer
+
+
+def test_every_route_of_the_application_has_a_rule():
+    app = create_app(Settings(_env_file=None))
+    found = routes(app)
+    assert {("POST", "/events/signin"), ("GET", "/jobs/{job_id}"), ("GET", "/docs")} < found
+    assert {
+        (method.upper(), path) for path, each in app.openapi()["paths"].items() for method in each
+    } < found
+    assert found - scopes.RULES.keys() == set(), "say in service/auth/scopes.py who may call them"
+
+
+async def credentials(database, wanted):
+    """A credential of each kind for a route that wants this scope, and what it is answered with."""
+    other = scopes.EVENTS_WRITE if wanted != scopes.EVENTS_WRITE else scopes.JOBS_WRITE
+    right = await make_key(database, wanted or scopes.EVENTS_WRITE, name=f"right-{wanted.replace(':', '-')}")
+    wrong = await make_key(database, other, name=f"wrong-{wanted.replace(':', '-')}")
+    expired = await make_key(database, scopes.ADMIN, name="expired", lifetime=-1)
+    revoked = await make_key(database, scopes.ADMIN, name=f"revoked-{wanted.replace(':', '-')}")
+    await key_store.revoke(database, revoked.row.id, utc_now())
+    unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None)
+    other_secret = f"signin_{right.row.id}_{unknown.text[-43:]}"
+    return {
+        "no key": ({}, (401, "authentication_required")),
+        "another scheme": ({"Authorization": "Basic eDp5"}, (401, "authentication_required")),
+        "no key at all": (bearer("nonsense"), (401, "invalid_credentials")),
+        "unknown": (bearer(unknown.text), (401, "invalid_credentials")),
+        "another's secret": (bearer(other_secret), (401, "invalid_credentials")),
+        "expired": (bearer(expired.text), (401, "invalid_credentials")),
+        "revoked": (bearer(revoked.text), (401, "invalid_credentials")),
+        "wrong scope": (bearer(wrong.text), (403, "insufficient_scope")),
+        "right": (bearer(right.text), None),
+        "right, in the other header": ({"X-API-Key": right.text}, None),
+    }
+
+
+def tokens(issuer):
+    """A token of each kind, and what it is answered with."""
+    now = time.time()
+    stranger = rsa.generate_private_key(65537, 2048)
+    public_bytes = (
+        issuer.private["first"]
+        .public_key()
+        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    refused = (401, "invalid_credentials")
+    return {
+        "right": (issuer.token(), None),
+        "right, audience in a list": (issuer.token(aud=["x", "https://signin.example"]), None),
+        "no scope": (issuer.token(sub="mallory"), (403, "insufficient_scope")),
+        "email not verified": (
+            issuer.token(sub="x", email="ci@example.com"),
+            (403, "insufficient_scope"),
+        ),
+        "wrong issuer": (issuer.token(iss="https://accounts.example"), refused),
+        "wrong audience": (issuer.token(aud="https://other.example"), refused),
+        "another's signature": (issuer.token(key=stranger), refused),
+        "unknown key": (issuer.token(kid="second", key=stranger), refused),
+        "algorithm of the same family": (issuer.token(algorithm="RS512"), refused),
+        "algorithm PS256": (issuer.token(algorithm="PS256"), refused),
+        "ES256 under an RSA key's id": (issuer.token(key=new_ec_key()), refused),
+        "HS256 with the public key": (forged(issuer, "HS256", public_bytes), refused),
+        "none": (forged(issuer, "none", b""), refused),
+        "expired": (issuer.token(exp=now - 5), refused),
+        "not yet": (issuer.token(nbf=now + 60), refused),
+        "issued in the future": (issuer.token(iat=now + 60), refused),
+        "without exp": (issuer.token(without=["exp"]), refused),
+        "without aud": (issuer.token(without=["aud"]), refused),
+        "without sub": (issuer.token(without=["sub"]), refused),
+        "cut short": (issuer.token()[:-8], refused),
+        "three dots": ("a.b.c", refused),
+        "too large": ("e" * 9000, refused),
+    }
+
+
+def forged(issuer, algorithm, secret):
+    """A token that is signed with what everybody knows, or with nothing."""
+    import hashlib
+    import hmac
+
+    header, payload = issuer.token().split(".")[:2]
+    header = encoded(json.dumps({"alg": algorithm, "typ": "JWT", "kid": "first"}).encode())
+    signed = f"{header}.{payload}"
+    signature = hmac.new(secret, signed.encode(), hashlib.sha256).digest() if secret else b""
+    return f"{signed}.{encoded(signature)}"
+
+
+def encoded(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+async def wrongly_answered(client, rules, kinds):
+    """What was not answered as the table says: (route, kind of credential) to the answer."""
+    found = {}
+    for method, template in sorted(rules):
+        path = re.sub(r"{\w+}", JOB, template)
+        for kind, (headers, expected) in kinds.items():
+            response = await client.request(method, path, headers=headers)
+            if expected is None or rules[method, template] == scopes.OPEN:
+                right = (
+                    response.status_code not in (401, 403, 429) and "www-authenticate" not in response.headers
+                )
+            else:
+                problem = assert_problem(response, *expected) if response.status_code == expected[0] else {}
+                right = problem != {} and response.headers["www-authenticate"].startswith(
+                    'Bearer realm="signin"'
+                )
+                right &= "signin_" not in response.text
+            if not right:
+                found[method, template, kind] = (response.status_code, response.text[:200])
+    return found
+
+
+async def test_every_route_answers_every_key_as_the_table_says(tmp_path, database_url):
+    async with shut(tmp_path, database_url, control_requests_per_second=0) as (app, client):
+        served = routes(app)
+        for wanted in sorted(set(scopes.RULES.values())):
+            rules = {
+                rule: scope for rule, scope in scopes.RULES.items() if scope == wanted and rule in served
+            }
+            kinds = await credentials(app.state.database, wanted)
+            assert await wrongly_answered(client, rules, kinds) == {}
+
+
+async def test_every_route_answers_every_token_as_the_table_says(tmp_path, database_url, issuer):
+    values = issuer.settings(control_requests_per_second=0)
+    async with shut(tmp_path, database_url, **values) as (app, client):
+        served = routes(app)
+        rules = {rule: scope for rule, scope in scopes.RULES.items() if rule in served}
+        kinds = {kind: (bearer(token), expected) for kind, (token, expected) in tokens(issuer).items()}
+        assert await wrongly_answered(client, rules, kinds) == {}
+
+
+async def test_a_route_that_was_forgotten_in_the_table_is_for_admins_alone(tmp_path, database_url):
+    app = create_app(settings_for(tmp_path, host="0.0.0.0", database_url=database_url))
+    app.add_api_route("/forgotten/{name}", lambda name: name)
+    async with running(app) as client:
+        ordinary = await make_key(app.state.database, *(scopes.ALL - {scopes.ADMIN}))
+        admin = await make_key(app.state.database, scopes.ADMIN, name="admin")
+        assert_problem(await client.get("/forgotten/x"), 401, "authentication_required")
+        refused = await client.get("/forgotten/x", headers=bearer(ordinary.text))
+        assert assert_problem(refused, 403, "insufficient_scope")["scope"] == "admin"
+        assert (await client.get("/forgotten/x", headers=bearer(admin.text))).text == '"x"'
+
+
+async def test_what_is_not_there_may_be_told_to_anybody(tmp_path, database_url):
+    async with shut(tmp_path, database_url) as (_, client):
+        assert_problem(await client.get("/nowhere"), 404, "not_found")
+        assert_problem(await client.delete("/jobs"), 405, "method_not_allowed")
+
+
+async def test_the_write_scope_of_jobs_includes_reading_them(tmp_path, database_url):
+    async with shut(tmp_path, database_url) as (app, client):
+        key = await make_key(app.state.database, scopes.JOBS_WRITE)
+        assert (await client.get("/jobs", headers=bearer(key.text))).status_code == 200
+
+
+async def test_the_interface_says_what_each_route_wants_and_how_it_refuses():
+    document = create_app(Settings(_env_file=None)).openapi()
+    drain = document["paths"]["/jobs/{job_id}/drain"]["post"]
+    assert "`jobs:write`" in drain["description"]
+    assert {"401", "403", "421", "429", "503"} <= drain["responses"].keys()
+    assert drain["security"] == [{"bearer": []}, {"key": []}]
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+    assert {"bearer", "key"} == document["components"]["securitySchemes"].keys()

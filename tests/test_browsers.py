@@ -1,0 +1,133 @@
+"""What a page in a browser can make of the service: nothing that it was not given."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+import httpx
+import pytest
+
+from service.auth.hosts import hostname
+from tests.doors import bearer, make_key, shut
+from tests.serving import ARTICLE, JSON, assert_problem, pubsub_with_topic, serving, settings_for
+from tests.test_connections import listening
+
+
+@pytest.fixture
+async def client(tmp_path, database_url):
+    async with serving(settings_for(tmp_path, database_url=database_url)) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil"]
+)
+async def test_a_name_that_was_made_to_point_at_this_machine_is_refused(client, host):
+    for path in ("/jobs", "/healthz", "/nowhere", "/docs"):
+        assert_problem(await client.get(path, headers={"Host": host}), 421, "host_not_allowed")
+    sent = await client.post("/events/signin", content=ARTICLE, headers=JSON | {"Host": host})
+    assert_problem(sent, 421, "host_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "127.1.2.3", "[::1]:8080", "[::1]"]
+)
+async def test_this_machine_s_own_names_are_taken(client, host):
+    assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+
+
+async def test_more_names_may_be_named_and_elsewhere_all_are_taken_unless_some_are(tmp_path, database_url):
+    async def status(named, **values):
+        async with serving(settings_for(tmp_path, database_url=database_url, **values)) as client:
+            return (await client.get("/healthz", headers={"Host": named})).status_code
+
+    assert await status("signin.internal:80", allowed_hosts="a.example, Signin.Internal") == 200
+    assert await status("b.example", allowed_hosts="a.example") == 421
+    assert await status("b.example", allowed_hosts="*") == 200
+    assert await status("10.2.3.4:8080", host="0.0.0.0") == 200
+    assert await status("b.example", host="0.0.0.0", allowed_hosts="a.example") == 421
+    assert await status("localhost", host="0.0.0.0", allowed_hosts="a.example") == 421
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("A.b:80", "a.b"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("a", "a"), ("", ""), (":80", ""), ("[", "")],
+)
+def test_the_name_in_a_host_header(host, name):
+    assert hostname(host) == name
+
+
+async def test_a_page_of_another_site_cannot_act_where_no_key_is_needed(client):
+    for origin in ("https://evil.example", "null", "http://localhost:3000"):
+        posted = await client.post("/jobs/0123456789abcdefghjk/drain", headers={"Origin": origin})
+        assert_problem(posted, 403, "origin_not_allowed")
+        sent = await client.post("/events/signin", content=ARTICLE, headers=JSON | {"Origin": origin})
+        assert_problem(sent, 403, "origin_not_allowed")
+    own = await client.get("/jobs", headers={"Origin": "http://localhost"})
+    assert own.status_code == 200
+
+
+async def test_no_answer_lets_another_site_read_it(tmp_path, database_url):
+    async with shut(tmp_path, database_url) as (app, client):
+        key = await make_key(app.state.database, "admin")
+        headers = bearer(key.text) | {"Origin": "https://other.example"}
+        for method, path in (("GET", "/jobs"), ("OPTIONS", "/jobs"), ("GET", "/healthz")):
+            answer = await client.request(method, path, headers=headers)
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_answers_are_not_kept_not_guessed_at_and_not_framed(client):
+    for path in ("/jobs", "/healthz", "/nowhere", "/openapi.json", "/errors"):
+        headers = (await client.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert headers["cache-control"] == "no-store", path
+        assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'", path
+        assert headers["referrer-policy"] == "no-referrer", path
+        assert headers["cross-origin-resource-policy"] == "same-origin", path
+
+
+async def test_the_short_way_of_sign_ins_carries_them_too(tmp_path):
+    async with (
+        pubsub_with_topic(tmp_path) as (_, settings, _reader),
+        listening(settings) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        sent = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert sent.status_code == 202
+        assert sent.headers["x-content-type-options"] == "nosniff"
+        assert sent.headers["cache-control"] == "no-store"
+        refused = await client.post(
+            "/events/signin", content=ARTICLE, headers=JSON | {"Host": "evil.example"}
+        )
+        assert_problem(refused, 421, "host_not_allowed")
+
+
+async def test_the_page_of_the_interface_may_run_its_own_script_and_nothing_else(client):
+    page = await client.get("/docs")
+    policy = page.headers["content-security-policy"]
+    assert "'unsafe-inline'" not in re.search(r"script-src ([^;]*)", policy)[1]
+    assert "default-src 'none'" in policy
+    scripts = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    assert scripts
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    for source in re.findall(r"(?:src|href)=\"(https://[^/\"]+)", page.text):
+        assert source in policy
+
+
+async def test_the_pages_of_the_interface_can_be_closed(tmp_path, database_url):
+    async with serving(settings_for(tmp_path, database_url=database_url, docs=False)) as client:
+        for path in ("/docs", "/openapi.json", "/redoc"):
+            assert_problem(await client.get(path), 404, "not_found")
+
+
+async def test_an_answer_with_an_etag_may_be_asked_for_again_by_its_caller(tmp_path, world):
+    job = await world.launch()
+    settings = settings_for(tmp_path, database_url=world.settings.database_url)
+    async with serving(settings) as client:
+        answer = await client.get(f"/jobs/{job['id']}")
+    assert answer.headers["etag"]
+    assert answer.headers["cache-control"] == "private, no-cache"
