@@ -96,8 +96,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await _require_credentials(clients)
         database = Database(settings)
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
-        guard: Guard = app.state.guard
-        guard.database = database
+        app.state.guard.database = database
         metrics: Metrics = app.state.metrics
         topic, outbox = Topic(clients, settings, metrics), Outbox(database, settings, metrics=metrics)
         breaker = _breaker(settings, metrics)
@@ -127,7 +126,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
         stack.push_async_callback(_ended, asyncio.create_task(_warm_up(clients), name="warm-up"))
-        for work in (reconciler, relay, metrics, replayer, guard):
+        for work in (reconciler, relay, metrics, replayer, app.state.guard):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
         yield
