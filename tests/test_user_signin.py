@@ -427,7 +427,8 @@ def test_a_job_on_a_subscription_that_does_not_exist_fails_with_a_sentence(local
     with local.job(f"--input_subscription=projects/{PROJECT}/subscriptions/nowhere") as job:
         assert job.process.wait(20) == 1
         event = job.read()
-    assert event["event"] == "error"
+        while event["event"] != "error":  # the graph comes first
+            event = job.read()
     assert "NOT_FOUND" in event["message"]
     assert "Traceback" not in job.log.read_text()
 
