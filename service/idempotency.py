@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 KEPT = timedelta(hours=24)
 SWEPT_AT_ONCE = 500
 _SWEEP_SECONDS = 60.0
+_LONGEST_SCOPE = 128
+_CALLER_BYTES = 8
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
@@ -70,10 +72,15 @@ def idempotency_key(
     return key
 
 
-def keyed(key: str | None, scope: str, body: BaseModel | None) -> KeyedRequest | None:
-    """The request under its key; `scope` is the method and the path. None where it has no key."""
+def keyed(key: str | None, scope: str, body: BaseModel | None, by: str) -> KeyedRequest | None:
+    """The request under its key; `scope` is the method and the path. None where it has no key.
+
+    The keys of one caller, `by` its name in the history, mean nothing to another.
+    """
     if key is None:
         return None
+    caller = hashlib.blake2s(by.encode(), digest_size=_CALLER_BYTES).hexdigest()
+    scope = f"{scope[: _LONGEST_SCOPE - len(caller) - 1]} {caller}"
     asked = body.model_dump(mode="json", exclude_unset=True) if body else {}
     text = msgspec.json.encode(asked, order="deterministic")
     return KeyedRequest(scope, key, hashlib.sha256(text).hexdigest())

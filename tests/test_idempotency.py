@@ -100,7 +100,7 @@ async def test_a_request_whose_twin_is_under_way_is_told_so(world: World) -> Non
 async def test_what_a_dead_process_has_begun_is_found_and_not_done_again(world: World) -> None:
     """The job and its key are committed, and the process dies before it calls Dataflow."""
     asked = NewJob()
-    job = await commit_job(asked, world.desk, keyed("order-66", "POST /jobs", asked))
+    job = await commit_job(asked, world.desk, keyed("order-66", "POST /jobs", asked, "api"), "api")
     early = await world.http.post("/jobs", json={}, headers=KEY)
     assert early.json()["code"] == "idempotency_in_flight"
     world.clock.advance(seconds=60)
@@ -207,3 +207,14 @@ async def test_old_keys_are_swept_some_at_a_time(world: World) -> None:
         async with world.database.transaction() as session:
             await sweep(session, world.clock())
         assert await keys(world) == left
+
+
+def test_the_same_key_of_another_caller_is_another_key() -> None:
+    mine, again, theirs = (keyed("order-66", "POST /jobs", None, by) for by in ("key:a", "key:a", "key:b"))
+    assert mine is not None
+    assert theirs is not None
+    assert mine == again
+    assert mine.scope != theirs.scope
+    longest = keyed("order-66", "POST /" + "x" * 500, None, "token:" + "s" * 128)
+    assert longest is not None
+    assert len(longest.scope) == 128

@@ -223,4 +223,4 @@ def require_bounds(asked: Scaling, most: int) -> None:
 
 
 def _keyed(key: str | None, request: Request, body: Any) -> KeyedRequest | None:
-    return idempotency.keyed(key, f"{request.method} {request.url.path}"[:128], body)
+    return idempotency.keyed(key, f"{request.method} {request.url.path}", body, actor(request))

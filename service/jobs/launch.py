@@ -95,7 +95,7 @@ async def launch_job(
     """
     if validate_only:
         return await validated(asked, desk)
-    keyed = idempotency.keyed(key, "POST /jobs", asked)
+    keyed = idempotency.keyed(key, "POST /jobs", asked, actor(request))
     if keyed:
         # Before anything is checked: what was right then may be refused by the settings of today.
         async with desk.database.session() as session:
