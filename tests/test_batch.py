@@ -201,7 +201,8 @@ async def test_when_all_valid_events_failed_for_now_the_batch_may_be_sent_again(
 def test_openapi_names_every_answer_of_the_route(tmp_path):
     operation = create_app(settings_for(tmp_path)).openapi()["paths"][PATH]["post"]
     statuses = {"202", "207", "400", "408", "413", "415", "422", "431", "500", "502", "503"}
-    assert set(operation["responses"]) == statuses
+    access = {"401", "403", "421", "429"}
+    assert set(operation["responses"]) == statuses | access
     assert set(operation["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
     for code in ("batch_too_large", "empty_batch", "not_an_array", "outbox_full", "invalid_encoding"):
         assert any(f"`{code}`" in each["description"] for each in operation["responses"].values())

@@ -11,6 +11,7 @@ import pytest
 from service.dataflow import Launch
 from service.errors import ActionNotAllowedError, AlreadyManagedError, InvalidRequestError
 from service.job_control import UpdateRequest
+from service.job_state import WAITING_STATES
 from service.local.faults import Fault
 from tests.job_world import TEMPLATE, World
 
@@ -33,13 +34,16 @@ async def update_of(world: World, job_id: str, **parameters: str) -> UpdateReque
 
 
 async def until_attempt(world: World, job_id: str, number: int) -> dict[str, Any]:
-    """Ticks until the attempt of this number stands for the job, and all others have ended."""
+    """Ticks until the attempt of this number stands for the job and works, and all others have ended."""
     async with asyncio.timeout(15):
         while True:
             await world.reconciler.tick()
             job = await world.show(job_id)
             others = [each for each in job["attempts"] if each["number"] != number]
-            if (await world.entry(job_id)).job.attempt == number and all(each["ended_at"] for each in others):
+            stands = (await world.entry(job_id)).job.attempt == number
+            # The old one may be seen UPDATED while the word of the new one is still that it will run.
+            works = job["state"] not in WAITING_STATES
+            if stands and works and all(each["ended_at"] for each in others):
                 return job
             await asyncio.sleep(0.02)
 

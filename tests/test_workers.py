@@ -141,7 +141,7 @@ def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
             port = urlsplit(served.url).port
             with socket.create_connection(("127.0.0.1", port), timeout=30) as caller:
                 caller.sendall(
-                    b"POST /events/signin HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\n"
+                    b"POST /events/signin HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                     b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(ARTICLE)
                 )
                 assert caller.recv(1000).startswith(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,9 +67,11 @@ def credentials(base_url: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def request(method: str, base_url: str, path: str, **arguments: Any) -> Any:
+def request(
+    method: str, base_url: str, path: str, *, headers: Mapping[str, str] | None = None, **arguments: Any
+) -> Any:
     """Calls the service and returns the decoded JSON; a problem document ends the command."""
-    headers = credentials(base_url)
+    headers = {**credentials(base_url), **(headers or {})}
     try:
         response = httpx.request(
             method, base_url + path, timeout=DEADLINE_SECONDS, headers=headers, **arguments

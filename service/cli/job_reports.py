@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from rich.markup import escape
 
-from service.cli.client import problem_sentence
+from service.cli.client import credentials, problem_sentence
 from service.cli.terminal import err, fail, out, styled_state, table_of
 
 FOLLOW_TRIES = 30
@@ -101,8 +101,9 @@ def show_metrics(metrics: dict[str, Any]) -> None:
 def followed(base_url: str, path: str, after: int) -> Iterator[dict[str, Any]]:
     """The entries of a history as they come, until the job has ended; goes on after a broken connection."""
     tries = 0
+    key = credentials(base_url)
     while True:
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after), **key}
         try:
             with httpx.stream("GET", base_url + path, headers=headers, timeout=SILENCE_SECONDS) as answer:
                 if answer.status_code == 204:

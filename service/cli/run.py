@@ -68,8 +68,8 @@ def serve(
 
     with clear_errors():
         settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
-        settings.require_startable()
         settings.require_closed(exist_now)
+        settings.require_startable()
         configure(settings)
         run_server(settings, announce=announce, processes=workers)
 
