@@ -98,7 +98,7 @@ def percentile(ordered: list[float], percent: float) -> float:
 
 
 def request_bytes(path: str, body: bytes, content_type: str = "application/json") -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: benchmark\r\ncontent-type: {content_type}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {content_type}\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -76,7 +76,7 @@ async def call(port: int, tally: Tally, names: itertools.count[int], prefix: str
             if batch := number % 16 == 0:
                 path, body = "/events/signin/batch", b"[" + body + b"]"
             writer.write(
-                f"POST {path} HTTP/1.1\r\nhost: s\r\ncontent-type: application/json\r\n"
+                f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\n\r\n".encode()
                 + body
             )
