@@ -31,9 +31,7 @@ def faults(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     skip: Annotated[int, typer.Option(min=0, help="Calls that pass first")] = 0,
     times: Annotated[int, typer.Option(min=0, help="Calls that are hit; 0 is no limit")] = 0,
     after: Annotated[bool, typer.Option("--after", help="Lose the answer, not the call")] = False,
-    hold: Annotated[
-        bool, typer.Option("--hold", help="Keep the calls waiting until the next change")
-    ] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep calls waiting until the next change")] = False,
     late: Annotated[bool, typer.Option("--late", help="Take effect though the caller has gone")] = False,
     message: Annotated[str, typer.Option(help="The text that the status comes with")] = "",
     hide: Annotated[Hidden | None, typer.Option(help="What dataflow leaves out where it shows jobs")] = None,
@@ -48,8 +46,6 @@ def faults(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     """Turn on a fault of a local server, or end them with --clear."""
     if not (clear or code or delay or hold or hide or state or refuse):
         fail("say --code, --delay, --hold, --hide, --state, --refuse or --clear", exit_code=2)
-    if refuse and server != "bigquery":
-        fail("--refuse is a fault of bigquery only", exit_code=2)
     settings = running_settings()
     fault = HttpFault(
         method=method,
@@ -74,6 +70,8 @@ def faults(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 
 
 def _set(server: Server, settings: Settings, wanted: list[HttpFault]) -> None:
+    if server != "bigquery" and any(fault.refuse for fault in wanted):
+        fail("--refuse is a fault of bigquery only", exit_code=2)
     addresses = {
         "pubsub": settings.pubsub_emulator_host,
         "dataflow": settings.dataflow_emulator_host,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,9 @@ import msgspec
 import typer
 
 from service.cli.client import running_settings
-from service.cli.terminal import clear_errors, err, fail, out, table_of
+from service.cli.terminal import err, fail, out, table_of, told_as_sentences
 from service.config import Settings
-from service.errors import ConfigError, ProblemError
+from service.errors import ConfigError
 
 if TYPE_CHECKING:
     from service.auth.keys import NewKey
@@ -217,13 +217,3 @@ async def opened(settings: Settings) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
-
-
-@contextmanager
-def told_as_sentences() -> Iterator[None]:
-    """Turns what the settings or the database complain about into one sentence."""
-    with clear_errors():
-        try:
-            yield
-        except ProblemError as error:
-            fail(error.detail)

@@ -13,9 +13,8 @@ import msgspec
 import typer
 
 from service.cli.client import running_settings
-from service.cli.terminal import clear_errors, err, fail, out, table_of
+from service.cli.terminal import err, fail, out, table_of, told_as_sentences
 from service.config import Settings
-from service.errors import ProblemError
 
 if TYPE_CHECKING:
     from service.outbox import Outbox
@@ -41,7 +40,7 @@ class ExportedEvent(msgspec.Struct, kw_only=True):
 @app.command()
 def status() -> None:
     """Show how much waits, since when, and why events are parked."""
-    with told_as_sentences():
+    with files_told_as_sentences():
         asyncio.run(show_status(running_settings()))
 
 
@@ -73,7 +72,7 @@ async def show_status(settings: Settings) -> None:
 @app.command()
 def flush() -> None:
     """Publish what waits now. Events that a running service holds at the moment are left to it."""
-    with told_as_sentences():
+    with files_told_as_sentences():
         settings = running_settings()
         count = asyncio.run(flush_outbox(settings))
         out.print(f"{count:,} events were published.")
@@ -102,7 +101,7 @@ def export_events(
     file: Annotated[Path, typer.Argument(help="Where to write; - is standard output")] = STANDARD_STREAM,
 ) -> None:
     """Write every event as one JSON object a line, the oldest first. The outbox keeps them."""
-    with told_as_sentences():
+    with files_told_as_sentences():
         settings = running_settings()
         with file.open("wb") if file != STANDARD_STREAM else standard_output() as target:
             count = asyncio.run(write_events(settings, target))
@@ -132,7 +131,7 @@ def import_events(
     file: Annotated[Path, typer.Argument(help="What `export` wrote; - is standard input")],
 ) -> None:
     """Put the events of an export into the outbox, under their own ids; the service publishes them."""
-    with told_as_sentences():
+    with files_told_as_sentences():
         settings = running_settings()
         with file.open("rb") if file != STANDARD_STREAM else standard_input() as source:
             count = asyncio.run(read_events(settings, source))
@@ -174,7 +173,7 @@ def release(
     event_id: Annotated[str | None, typer.Option(help="Only the events of this id")] = None,
 ) -> None:
     """Let parked events be published again, once the cause for which they were parked is mended."""
-    with told_as_sentences():
+    with files_told_as_sentences():
         count = asyncio.run(release_events(running_settings(), event_id))
         out.print(f"{count:,} events wait again.")
 
@@ -198,13 +197,11 @@ async def opened(settings: Settings) -> AsyncIterator[Outbox]:
 
 
 @contextmanager
-def told_as_sentences() -> Iterator[None]:
-    """Turns what the database, the bounds or a file complain about into one sentence."""
-    with clear_errors():
+def files_told_as_sentences() -> Iterator[None]:
+    """The same for what a file complains about besides."""
+    with told_as_sentences():
         try:
             yield
-        except ProblemError as error:
-            fail(error.detail)
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}")
 

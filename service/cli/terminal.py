@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.config import Settings
-from service.errors import ConfigError
+from service.errors import ConfigError, ProblemError
 from service.local.process import ServerError
 from service.local.stack import StackError
 
@@ -49,6 +49,16 @@ def clear_errors() -> Iterator[None]:
         fail(str(error), exit_code=2)
     except (StackError, ServerError) as error:
         fail(str(error))
+
+
+@contextmanager
+def told_as_sentences() -> Iterator[None]:
+    """Turns what the settings, a local server or the database complain about into one sentence."""
+    with clear_errors():
+        try:
+            yield
+        except ProblemError as error:
+            fail(error.detail)
 
 
 def command(words: str) -> str:
