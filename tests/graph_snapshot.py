@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import SetupOptions
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 from apache_beam.runners.pipeline_context import PipelineContext
 
@@ -25,8 +26,9 @@ DRY_RUN = [
 class Submission:
     """What a dry run made: the graph as it would go to Dataflow."""
 
-    def __init__(self, proto: Any) -> None:
+    def __init__(self, proto: Any, beam_plugins: list[str]) -> None:
         self.proto = proto
+        self.beam_plugins = beam_plugins  # what each worker imports when it starts
 
     def names(self) -> list[str]:
         transforms = self.proto.components.transforms.values()
@@ -52,11 +54,11 @@ def dry_run(run: Any, *arguments: str) -> Submission:
     made: list[Submission] = []
 
     class RememberingRunner(DataflowRunner):
-        def run_pipeline(self, *positional: Any, **named: Any) -> Any:
+        def run_pipeline(self, pipeline: Any, options: Any, **named: Any) -> Any:
             try:
-                return super().run_pipeline(*positional, **named)
+                return super().run_pipeline(pipeline, options, **named)
             finally:
-                made.append(Submission(self.proto_pipeline))
+                made.append(Submission(self.proto_pipeline, options.view_as(SetupOptions).beam_plugins))
 
     given, beam.pipeline.create_runner = beam.pipeline.create_runner, lambda _: RememberingRunner()
     try:

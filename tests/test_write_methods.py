@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 
 import google.auth
 import pytest
@@ -11,8 +13,9 @@ from google.auth.credentials import AnonymousCredentials
 from pipeline.local_engine.batch_source import ReadLeasedMessages
 from pipeline.local_engine.runs import GraphRuns, UnsupportedGraphError
 from pipeline.options import OptionsError, parse
-from pipeline.user_signin import build
+from pipeline.user_signin import build, run
 from tests.bigquery_servers import PROJECT, StrictBigQuery, refusal
+from tests.graph_snapshot import dry_run
 from tests.test_bigquery_write import TABLE, event, messages_of, run_pipeline
 from transforms.bigquery_write import WriteSignins
 from transforms.signin_event import encode
@@ -71,3 +74,19 @@ def test_beams_streaming_inserts_send_a_refused_row_once_and_it_becomes_a_dead_l
     number = int(next(iter(refused))[3:])
     assert base64.b64decode(reasons["row_refused"]["payload"]) == encode(event(number))
     assert reasons["row_refused"]["job_id"] == "job-9"
+
+
+def test_no_worker_of_beams_streaming_inserts_walks_all_modules_to_weigh_a_row():
+    plugins = dry_run(
+        run,
+        "--input_subscription=projects/my-project/subscriptions/signins",
+        "--write_method=STREAMING_INSERTS",
+    ).beam_plugins
+    script = (
+        "import sys, objsize\n"
+        "from apache_beam.runners.worker.sdk_worker_main import _import_beam_plugins as start\n"
+        "assert objsize.default_settings.exclude_modules_globals\n"
+        "start(sys.argv[1:])\n"
+        "assert not objsize.default_settings.exclude_modules_globals\n"
+    )
+    subprocess.run([sys.executable, "-c", script, *plugins], check=True, timeout=60)

@@ -41,6 +41,9 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]
             rows = rows | "Type timestamps" >> beam.Map(_with_timestamps)
             result = rows | "Storage Write API" >> WriteToBigQuery(**options, use_at_least_once=True)
             return result.failed_rows_with_errors | "Refused rows" >> beam.Map(_storage_letter, self._origin)
+        # Known to the runner by its import, and imported by the workers.
+        from transforms import bigquery_row_sizes  # noqa: F401
+
         # The default, RETRY_ALWAYS, sends a row that BigQuery refuses for ever again.
         result = rows | "Streaming inserts" >> WriteToBigQuery(
             **options, insert_retry_strategy=RetryStrategy.RETRY_ON_TRANSIENT_ERROR
