@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from sqlmodel import SQLModel
 
 from service import models  # noqa: F401 -- the tables register themselves
-from service.config import Settings
+from service.config import load
 from service.db import migration_connection
 
 
@@ -30,5 +30,5 @@ handed_over = context.config.attributes.get("connection")
 if handed_over is not None:
     run(handed_over)
 else:
-    with migration_connection(Settings()) as own:
+    with migration_connection(load()) as own:
         run(own)

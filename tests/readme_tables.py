@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service import errors
-from service.cli.terminal import variable_name
-from service.config import Settings
+from service.config import Settings, variable_name
 from service.job_state import MEANINGS, STATES, Standing, Verdict, allowed_actions, is_terminal
 from service.metrics.families import FAMILIES
 from transforms.signin_event import REASONS

@@ -19,7 +19,7 @@ from service.local.faults import Fault
 from service.local.stack import read_running
 from transforms import bigquery_tables
 
-MARK = "SIGNIN_TEST_MARK"
+MARK = "MARK_OF_SIGNIN_TESTS"
 PROJECT = "signin-local"
 TOPIC = f"projects/{PROJECT}/topics/topic-user-signin"
 START_SECONDS = 60

@@ -199,7 +199,7 @@ def test_ctrl_c_while_everything_starts_leaves_nothing_behind(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-m", "service", "up", "--port", "0", "--pubsub-port", "0"],
             cwd=tmp_path,
-            env=clean_environment() | {"SIGNIN_TEST_MARK": mark.mark},
+            env=clean_environment() | {"MARK_OF_SIGNIN_TESTS": mark.mark},
             stdout=log,
             stderr=log,
         )

@@ -29,7 +29,7 @@ from service.local.pubsub import PubsubServer
 from service.local.stack import Stack, StackError, ensure_subscription, read_running
 from transforms import bigquery_tables
 
-MARK = "SIGNIN_TEST_MARK"
+MARK = "MARK_OF_SIGNIN_TESTS"
 HOLDER = """
 import asyncio, pathlib, sys
 from service.config import Settings

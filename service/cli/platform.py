@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from service.cli.terminal import fail, load_settings, out, variable_name
-from service.config import Settings
+from service.cli.terminal import fail, load_settings, out
+from service.config import Settings, variable_name
+from service.config.variables import FILE_SUFFIX, SECRETS
 from service.local.process import ServerProcess
 from service.local.stack import Stack
 from service.local.templates import Templates
@@ -120,7 +121,8 @@ def pointed_at(settings: Settings, environment: Mapping[str, str]) -> Settings:
 def settings_environment(settings: Settings) -> dict[str, str]:
     """Every setting as the variable that a child process reads, whatever its own environment says."""
     values: dict[str, Any] = settings.model_dump(mode="json")
-    return {
+    files = {variable + FILE_SUFFIX: "" for variable in SECRETS}  # they are read already
+    return files | {
         variable_name(name): json.dumps(value) if isinstance(value, dict | list) else str(value)
         for name, value in values.items()
         if value is not None

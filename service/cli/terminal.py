@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.config import Settings
+from service.config import Settings, load
 from service.errors import ConfigError, ProblemError
 from service.local.process import ServerError
 from service.local.stack import StackError
@@ -67,19 +66,11 @@ def command(words: str) -> str:
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Reads the settings; a bad value ends the command with the variable's name and what is wrong."""
+    """Reads the settings; what is wrong with them ends the command, a line for each variable."""
     try:
-        return Settings(**{key: value for key, value in (overrides or {}).items() if value is not None})
-    except ValidationError as error:
-        complaints = "; ".join(
-            f"{variable_name(str(problem['loc'][0]))}: {problem['msg']}" for problem in error.errors()
-        )
-        fail(complaints, exit_code=2)
-
-
-def variable_name(field: str) -> str:
-    """The environment variable of a setting."""
-    return field.upper() if field.lower().endswith("_emulator_host") else f"SIGNIN_{field.upper()}"
+        return load(overrides)
+    except ConfigError as error:
+        fail(str(error), exit_code=2)
 
 
 def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from service.launch_environment import LaunchEnvironment
+
+
+def _decoded(value: Any) -> Any:
+    """What the text of a variable says; other values as they are. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"must be JSON, and it is not: {error}") from None
+
+
+_JSON = BeforeValidator(_decoded)
 
 
 class Pipeline(BaseModel):
@@ -31,15 +46,15 @@ class Dataflow(BaseModel):
         None,
         description="File with the parameters of user-signin; without it, they are read from its template",
     )
-    pipelines: dict[str, Pipeline] = Field(
+    pipelines: Annotated[dict[str, Pipeline], _JSON] = Field(
         {},
         description="More pipelines, as JSON: name to `template_path` and, where wanted, "
         "`template_metadata`, `parameters`, `environment`",
     )
-    allowed_templates: list[str] = Field(
+    allowed_templates: Annotated[list[str], _JSON] = Field(
         [], description="Patterns (`*`) of template paths that an update may name besides the pipeline's own"
     )
-    allowed_environment: dict[str, list[str]] = Field(
+    allowed_environment: Annotated[dict[str, list[str]], _JSON] = Field(
         {"sdk_container_image": [], "service_account_email": []},
         description="Patterns (`*`) of values that a request may name, by field of the environment, as JSON; "
         "an empty list allows none, a field that is not listed takes any",

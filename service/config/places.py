@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 LOCAL_PROJECT = "signin-local"
+# The scheme of a database's URL, and the same with its asynchronous driver named.
+DATABASE_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 
 
 class Places(BaseModel):
@@ -22,5 +31,30 @@ class Places(BaseModel):
     )
     data_dir: Path = Field(Path(".signin"), description="Where the local stack and SQLite keep their files")
     database_url: str = Field(
-        "", description="SQLAlchemy URL of the metadata database; empty means SQLite in the data directory"
+        "",
+        repr=False,  # a secret: it has a password
+        description="URL of the metadata database, `postgresql://user:password@host/name`; empty means "
+        "SQLite in the data directory",
     )
+    secrets_dir: Path = Field(
+        Path("/run/secrets"),
+        description="Directory of mounted secrets: a file with the name of a secret's variable, in small "
+        "letters or capitals, is read where neither the variable nor its `_FILE` is given",
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _require_known_database(cls, url: str) -> str:
+        """Says nothing of the URL itself, which may have a password."""
+        if not url:
+            return url
+        scheme, separator, _ = url.partition("://")
+        if scheme not in DATABASE_DRIVERS or not separator:
+            raise ValueError("must begin with sqlite:// or postgresql://")
+        try:
+            urlsplit(url).port  # noqa: B018 -- looked at to see whether it is one
+        except ValueError:
+            raise ValueError(
+                "has no valid host and port; write characters such as / @ : of a password as %2F %40 %3A"
+            ) from None
+        return url

@@ -12,7 +12,7 @@ from service.config.dataflow import Dataflow
 from service.config.endpoints import Endpoints
 from service.config.http import Http
 from service.config.logs import Logs
-from service.config.places import LOCAL_PROJECT, Places
+from service.config.places import DATABASE_DRIVERS, LOCAL_PROJECT, Places
 from service.config.publishing import Publishing
 from service.errors import ConfigError
 
@@ -24,7 +24,14 @@ class Settings(Endpoints, Logs, Dataflow, Publishing, Access, Http, Places, Base
     """All that differs between a laptop and Google Cloud; the fields stand with their topics."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SIGNIN_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="SIGNIN_",
+        env_file=".env",
+        extra="ignore",  # `sources` complains of what is unknown, all at once and with a hint
+        frozen=True,
+        populate_by_name=True,
+        enable_decoding=False,  # the fields do it, so that broken JSON is told like any other value
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
     )
 
     @property
@@ -39,17 +46,8 @@ class Settings(Endpoints, Logs, Dataflow, Publishing, Access, Http, Places, Base
     def async_database_url(self) -> str:
         """The database URL with its asynchronous driver named: aiosqlite or psycopg."""
         url = self.database_url or f"sqlite:///{(self.data_dir / 'signin.db').absolute()}"
-        scheme, separator, rest = url.partition("://")
-        drivers = {
-            "sqlite": "sqlite+aiosqlite",
-            "sqlite+aiosqlite": "sqlite+aiosqlite",
-            "postgres": "postgresql+psycopg",
-            "postgresql": "postgresql+psycopg",
-            "postgresql+psycopg": "postgresql+psycopg",
-        }
-        if scheme not in drivers or not separator:
-            raise ConfigError("SIGNIN_DATABASE_URL must begin with sqlite:// or postgresql://")
-        return f"{drivers[scheme]}://{rest}"
+        scheme, _, rest = url.partition("://")
+        return f"{DATABASE_DRIVERS[scheme]}://{rest}"
 
     @property
     def uses_google_cloud(self) -> bool:

@@ -1,0 +1,277 @@
+"""The settings: where they come from, what is refused, and that no secret is ever shown."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.cli.platform import settings_environment
+from service.config import Settings, load, secret_files, variable_name
+from service.config.complaints import sentences
+from service.config.variables import KNOWN, SECRETS, is_foreign, is_secret
+from service.errors import ConfigError
+from tests.running import clean_environment
+
+URL = "postgresql://signin:hush-hush@db.example:5432/signin"
+
+
+@pytest.fixture
+def variables(monkeypatch, tmp_path):
+    """Sets the environment to nothing but what is given; the working directory is empty."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ.keys() - clean_environment().keys():
+        monkeypatch.delenv(name)
+
+    def give(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+
+    give(SIGNIN_SECRETS_DIR=tmp_path / "secrets")
+    return give
+
+
+@pytest.fixture
+def secret(tmp_path):
+    def write(content, name="url"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def complaints():
+    with pytest.raises(ConfigError) as caught:
+        load()
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
+def test_a_secret_is_read_from_the_file_that_its_variable_names(variables, secret, end):
+    variables(SIGNIN_DATABASE_URL_FILE=secret(URL.encode() + end))
+    assert load().database_url == URL
+
+
+def test_env_file_may_name_the_file_of_a_secret_too(variables, secret, tmp_path):
+    (tmp_path / ".env").write_text(f"SIGNIN_DATABASE_URL_FILE={secret(URL.encode())}\nOTHER=1\n")
+    assert load().database_url == URL
+
+
+@pytest.mark.parametrize("name", ["signin_database_url", "SIGNIN_DATABASE_URL"])
+def test_a_mounted_secret_of_the_variable_s_name_is_read(variables, secret, name):
+    secret(URL.encode() + b"\n", f"secrets/{name}")
+    assert load().database_url == URL
+
+
+def test_a_mounted_secret_gives_way_to_a_variable(variables, secret):
+    secret(URL.encode(), "secrets/signin_database_url")
+    variables(SIGNIN_DATABASE_URL="sqlite:///mine.db")
+    assert load().database_url == "sqlite:///mine.db"
+
+
+def test_a_link_to_the_secret_is_followed_as_kubernetes_makes_them(variables, secret, tmp_path):
+    secret(URL.encode(), "..data")
+    (tmp_path / "link").symlink_to("..data")
+    variables(SIGNIN_DATABASE_URL_FILE=tmp_path / "link")
+    assert load().database_url == URL
+
+
+def test_a_secret_that_is_given_twice_is_refused(variables, secret):
+    variables(SIGNIN_DATABASE_URL=URL, SIGNIN_DATABASE_URL_FILE=secret(URL.encode()))
+    assert complaints() == [
+        "SIGNIN_DATABASE_URL and SIGNIN_DATABASE_URL_FILE are both given: take one of them away."
+    ]
+
+
+def test_an_empty_variable_beside_its_file_is_not_given(variables, secret):
+    variables(SIGNIN_DATABASE_URL="", SIGNIN_DATABASE_URL_FILE=secret(URL.encode()))
+    assert load().database_url == URL
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"postgresql://\xff", "is not UTF-8"),
+        (b"x" * (secret_files.MOST_BYTES + 1), "more than 65536 bytes"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_told_without_its_content(variables, secret, content, words):
+    path = secret(content)
+    variables(SIGNIN_DATABASE_URL_FILE=path)
+    [told] = complaints()
+    assert told.startswith(f"SIGNIN_DATABASE_URL_FILE names {path}, which ")
+    assert words in told
+
+
+def test_a_file_that_is_not_there_or_is_none_is_told(variables, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, words in (
+        ("nowhere", "there is no such file"),
+        ("", "no regular file"),
+        ("pipe", "no regular file"),
+        ("loop", "cannot be opened"),
+    ):
+        variables(SIGNIN_DATABASE_URL_FILE=tmp_path / name)
+        [told] = complaints()
+        assert words in told
+
+
+@given(content=st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n"), min_size=1))
+def test_any_text_survives_its_file(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any-secret"
+    for end in ("", "\n", "\r\n"):
+        path.write_text(content + end, encoding="utf-8", newline="")
+        assert secret_files.read(path) == content
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("SIGNIN_PUBLISH_LINGER", "Did you mean SIGNIN_PUBLISH_LINGER_SECONDS?"),
+        ("SIGNIN_PUBLISH_LINGER_SECS", "Did you mean SIGNIN_PUBLISH_LINGER_SECONDS?"),
+        ("SIGNIN_PORJECT", "Did you mean SIGNIN_PROJECT?"),
+        ("signin_porject", "Did you mean SIGNIN_PROJECT?"),
+        ("SIGNIN_DATABSE_URL_FILE", "Did you mean SIGNIN_DATABASE_URL_FILE?"),
+        ("SIGNIN_PUBSUB_EMULATOR_HOST", "Did you mean PUBSUB_EMULATOR_HOST?"),
+        ("SIGNIN_PORT_FILE", "only secrets are read from a file. Set SIGNIN_PORT."),
+        ("SIGNIN_FLUX_CAPACITOR", "`signin config show` lists all there are."),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_a_hint(variables, tmp_path, variable, hint):
+    variables(**{variable: "hush-hush"})
+    [told] = complaints()
+    assert told.startswith(f"{variable.upper()}: ")
+    assert told.endswith(hint)
+    assert "hush-hush" not in told
+
+
+def test_an_unknown_variable_of_the_env_file_is_refused_and_those_of_others_are_not(variables, tmp_path):
+    (tmp_path / ".env").write_text("SIGNIN_PROJEKT=my-project\nPROJEKT=other\n")
+    assert complaints() == [
+        "SIGNIN_PROJEKT: there is no such setting. Did you mean SIGNIN_PROJECT? (in .env)"
+    ]
+
+
+def test_what_the_command_line_and_jobs_read_is_known(variables):
+    variables(SIGNIN_URL="http://h", SIGNIN_API_KEY="k", SIGNIN_API_KEY_FILE="f", SIGNIN_JOB_ID="j")
+    assert load().port == 8080
+
+
+LINKS = {
+    "SIGNIN_SERVICE_HOST": "10.0.0.1",
+    "SIGNIN_SERVICE_PORT": "80",
+    "SIGNIN_SERVICE_PORT_HTTP": "80",
+    "SIGNIN_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "SIGNIN_PORT_80_TCP_ADDR": "10.0.0.1",
+    "SIGNIN_DB_PORT": "tcp://10.0.0.2:5432",
+    "SIGNIN_DB_SERVICE_HOST": "10.0.0.2",
+}
+
+
+def test_variables_that_kubernetes_makes_of_services_do_not_keep_it_from_starting(variables):
+    variables(**LINKS)
+    assert load().port == 8080
+
+
+def test_the_one_that_takes_the_name_of_a_setting_is_explained(variables):
+    variables(SIGNIN_PORT="tcp://10.0.0.1:80")
+    [told] = complaints()
+    assert "enableServiceLinks: false" in told
+
+
+def test_no_setting_looks_like_a_variable_of_kubernetes():
+    assert not any(is_foreign(variable, "tcp://10.0.0.1:80") for variable in KNOWN)
+
+
+def test_everything_that_is_wrong_is_told_at_once(variables, tmp_path):
+    variables(
+        SIGNIN_PORT="many",
+        SIGNIN_DOCS="perhaps",
+        SIGNIN_LOG_LEVEL="LOUD",
+        SIGNIN_MAX_WORKERS="0",
+        SIGNIN_BREAKER_OPEN_SECONDS="inf",
+        SIGNIN_PIPELINES="{",
+        SIGNIN_ALLOWED_TEMPLATES="{}",
+        SIGNIN_PORJECT="x",
+        SIGNIN_DATABASE_URL_FILE=tmp_path / "nowhere",
+    )
+    told = complaints()
+    for sentence in (
+        "SIGNIN_PORT must be a whole number, not 'many'.",
+        "SIGNIN_DOCS must be true or false, not 'perhaps'.",
+        "SIGNIN_LOG_LEVEL must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR', not 'LOUD'.",
+        "SIGNIN_MAX_WORKERS must be at least 1, not '0'.",
+        "SIGNIN_BREAKER_OPEN_SECONDS must be a finite number, not 'inf'.",
+        "SIGNIN_ALLOWED_TEMPLATES must be a JSON array, not {}.",
+    ):
+        assert sentence in told
+    assert {line.split(" ")[0].rstrip(":") for line in told} == {
+        "SIGNIN_PORT",
+        "SIGNIN_DOCS",
+        "SIGNIN_LOG_LEVEL",
+        "SIGNIN_MAX_WORKERS",
+        "SIGNIN_BREAKER_OPEN_SECONDS",
+        "SIGNIN_PIPELINES",
+        "SIGNIN_ALLOWED_TEMPLATES",
+        "SIGNIN_PORJECT",
+        "SIGNIN_DATABASE_URL_FILE",
+    }
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:hush-hush@h/d",
+        "hush-hush",
+        "postgresql://u:hush-hush@h:many/d",
+        "postgresql://u:hush-hush/x@h/d",
+    ],
+)
+def test_a_wrong_secret_is_told_without_its_value(variables, url):
+    variables(SIGNIN_DATABASE_URL=url)
+    [told] = complaints()
+    assert told.startswith("SIGNIN_DATABASE_URL ")
+    assert "hush" not in told
+
+
+def test_settings_that_are_printed_hide_their_secrets():
+    settings = Settings(_env_file=None, database_url=URL)
+    assert "hush" not in repr(settings) + str(settings)
+    with pytest.raises(ValueError, match="database_url") as caught:
+        Settings(_env_file=None, database_url="mysql://hush")
+    assert "hush" not in str(caught.value) + "".join(sentences(caught.value))
+
+
+def test_a_setting_whose_name_sounds_secret_is_one():
+    for name, field in Settings.model_fields.items():
+        sounds = any(word in name for word in ("password", "secret", "token", "database_url", "private"))
+        assert is_secret(field) == (sounds and name != "secrets_dir"), name
+
+
+def test_a_child_process_gets_the_secret_once(variables, secret, monkeypatch):
+    variables(SIGNIN_DATABASE_URL_FILE=secret(URL.encode()))
+    for name, value in settings_environment(load()).items():
+        monkeypatch.setenv(name, value)
+    assert load().database_url == URL
+
+
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "secrets_dir"])
+def test_every_default_can_be_given_as_its_variable(variables, name):
+    default = Settings.model_fields[name].default
+    if default is not None:
+        text = json.dumps(default) if isinstance(default, dict | list) else str(default)
+        variables(**{variable_name(name): text})
+        assert getattr(load(), name) == default
+
+
+def test_every_secret_has_a_file_form():
+    assert SECRETS
+    assert {f"{variable}_FILE" for variable in SECRETS} <= KNOWN
