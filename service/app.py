@@ -69,6 +69,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
+    app.state.lifetime = health.Lifetime()
     app.state.guard = Guard(settings, Routes(settings, lambda: app.routes))
     app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
     app.include_router(jobs.router)
@@ -124,8 +125,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(app.state.outbox_watch.close)
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
-        app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
-        stack.push_async_callback(_ended, asyncio.create_task(_warm_up(clients), name="warm-up"))
+        app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker, reconciler)
+        stack.push_async_callback(_ended, _begin_warm_up(clients, app.state.lifetime))
         for work in (reconciler, relay, metrics, replayer, app.state.guard):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
@@ -149,6 +150,12 @@ async def _require_credentials(clients: Clients) -> None:
     except ConfigError as error:
         log.critical("%s", error)
         raise
+
+
+def _begin_warm_up(clients: Clients, lifetime: health.Lifetime) -> asyncio.Task[None]:
+    warm_up = asyncio.create_task(_warm_up(clients), name="warm-up")
+    warm_up.add_done_callback(lambda _: lifetime.warmed_up())
+    return warm_up
 
 
 async def _warm_up(clients: Clients) -> None:

@@ -76,6 +76,7 @@ class Connections:
         self.most = settings.max_connections
         self.max_header_bytes = settings.max_header_bytes
         self.header_deadline_seconds = settings.header_deadline_seconds
+        self.is_ending = False  # then each answer is its connection's last
         self.waiting: dict[Connection, float] = {}
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -235,6 +236,8 @@ class Connection(HttpToolsProtocol):
                 self._refusal = self._too_large()
                 raise httptools.HttpParserError("the head is too large")  # ends the parsing
         super().on_headers_complete()
+        if self._bounds.is_ending:
+            self.cycle.keep_alive = False
         self.scope[_SCOPE_KEY] = self.cycle  # type: ignore[literal-required]
 
     def on_response_complete(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -28,6 +29,7 @@ from service.models import utc_now
 
 log = logging.getLogger(__name__)
 
+_HOST_CHARACTERS = 40  # of 64 that the column has
 RENEWALS = 3  # in the time for which a lease is taken
 
 
@@ -41,7 +43,8 @@ class Lease:
         seconds: float,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.holder = f"{os.getpid()}-{secrets.token_hex(8)}"
+        # The end of a host's name is what tells the pods of a deployment apart.
+        self.holder = f"{socket.gethostname()[-_HOST_CHARACTERS:]}-{os.getpid()}-{secrets.token_hex(6)}"
         self.token: int | None = None
         self._database = database
         self._name = name
@@ -62,6 +65,10 @@ class Lease:
         """Whether nobody has taken the lease since, within the transaction of `session`."""
         statement = select(LeaseRow.token).where(col(LeaseRow.name) == self._name).with_for_update(read=True)
         return self.token is not None and (await session.exec(statement)).first() == self.token
+
+    async def row(self, session: AsyncSession) -> LeaseRow | None:
+        """Who holds it, or held it last; None where nobody ever did."""
+        return (await session.exec(select(LeaseRow).where(col(LeaseRow.name) == self._name))).first()
 
     async def release(self) -> None:
         """Gives the lease free at once; nothing happens where it is not held."""

@@ -99,7 +99,7 @@ def allowed_methods(app: FastAPI, request: Request) -> list[str]:
     """What may be done at the address of `request`; the framework knows only its first route's method."""
     return [
         method
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
     ]
 

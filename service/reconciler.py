@@ -49,6 +49,15 @@ class _Tick:
     unchanged: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class TickReport:
+    """A look at all jobs that has ended; `outcome` is complete, incomplete or failed."""
+
+    ended_at: datetime
+    seconds: float
+    outcome: str
+
+
 class Reconciler:
     """Looks at every active job in turn; a lease lets one replica do it.
 
@@ -68,6 +77,7 @@ class Reconciler:
         self.lease = Lease(database, LEASE, settings.reconcile_lease_seconds, clock)
         self._database = database
         self._dataflow = dataflow
+        self.last_tick: TickReport | None = None
         self._interval = settings.reconcile_interval_seconds
         self._max_calls = settings.reconcile_max_calls
         self._clock = clock
@@ -109,7 +119,9 @@ class Reconciler:
                 whole = await self.tick()
                 outcome = "complete" if whole else "incomplete"
             finally:
-                self._tick_seconds.cell(outcome).observe(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._tick_seconds.cell(outcome).observe(seconds)
+                self.last_tick = TickReport(self._clock(), round(seconds, 3), outcome)
             return whole
 
     async def tick(self) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import resource
 import socket
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -28,10 +29,11 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, on_started: Callable[[], None]) -> None:
         settings: Settings = app.state.settings
         _allow_files(settings.max_connections + _OTHER_FILES)
+        self._connections = Connections(settings, getattr(app.state, "metrics", None))
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connections(settings, getattr(app.state, "metrics", None)).protocol(),
+                http=self._connections.protocol(),
                 ws="none",
                 timeout_keep_alive=settings.keep_alive_seconds,
                 log_config=None,  # service.logs has configured the loggers
@@ -43,6 +45,8 @@ class Server(uvicorn.Server):
         )
         self._on_started = on_started
         self._app = app
+        self._delay_seconds = settings.shutdown_delay_seconds
+        self._exits_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -57,8 +61,20 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         # uvicorn would remember the signal and raise it again after the clean end.
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        if self._exits_at is not None:  # asked again
+            self.force_exit = self.should_exit = True
+            return
+        self._exits_at = time.monotonic() + self._delay_seconds
+        self.should_exit = not self._delay_seconds or not self.started
+        if lifetime := getattr(self._app.state, "lifetime", None):
+            lifetime.end()
+        # Callers that keep connections are told to make their next one elsewhere.
+        self._connections.is_ending = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._exits_at is not None and time.monotonic() >= self._exits_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def listen_on(host: str, port: int) -> socket.socket:

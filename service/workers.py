@@ -67,9 +67,10 @@ class Workers:
                 [asyncio.create_task(self._ending.wait()), *slots], return_when="FIRST_COMPLETED"
             )
             self._end_once()
-            _, late = await asyncio.wait(slots, timeout=END_SECONDS)
+            patience = END_SECONDS + self._settings.shutdown_delay_seconds
+            _, late = await asyncio.wait(slots, timeout=patience)
             if late:
-                log.error("%d workers did not end within %g s and are killed", len(late), END_SECONDS)
+                log.error("%d workers did not end within %g s and are killed", len(late), patience)
                 self._failed = True
         finally:
             for process in self._processes:

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
+from datetime import timedelta
 
+from service import clients as google_clients
 from service.app import create_app
+from service.breaker import Breaker
+from service.clients import Clients
 from service.config import Settings
+from service.dataflow import Dataflow
+from service.health import Readiness
+from service.lease import Lease
 from service.local.dataflow import DataflowServer
 from service.local.faults import Fault
-from tests.serving import ARTICLE, JSON, NOBODY, assert_problem, pubsub_with_topic, serving, settings_for
+from service.models import utc_now
+from service.outbox import Outbox
+from service.reconciler import LEASE, Reconciler
+from tests.serving import (
+    ARTICLE,
+    JSON,
+    NOBODY,
+    assert_problem,
+    pubsub_with_topic,
+    running,
+    serving,
+    settings_for,
+    until,
+)
 
 
 async def test_the_process_is_alive_whatever_else_is_not(tmp_path):
@@ -38,8 +60,9 @@ async def test_the_service_is_ready_when_everything_answers(tmp_path, database_u
         response = await client.get("/readyz")
         assert response.status_code == 200, response.text
         found = response.json()["dependencies"]
-        assert found.keys() == {"database", "pubsub", "dataflow", "outbox"}
+        assert found.keys() == {"database", "pubsub", "dataflow", "outbox", "reconciler"}
         assert all(each["ok"] and each["cause"] is None and each["latency_ms"] > 0 for each in found.values())
+        assert all(each["last_ok_at"] == each["checked_at"] for each in found.values())
 
 
 async def test_each_cause_of_not_being_ready_is_told(tmp_path, empty_database_url):
@@ -55,6 +78,7 @@ async def test_each_cause_of_not_being_ready_is_told(tmp_path, empty_database_ur
             "pubsub": "NOT_FOUND",
             "dataflow": "UNAVAILABLE",
             "outbox": "The metadata database has not the tables of this version: run `signin migrate`.",
+            "reconciler": "The metadata database has not the tables of this version: run `signin migrate`.",
         }
         assert not any(each["ok"] for each in problem["dependencies"].values())
 
@@ -85,18 +109,16 @@ async def test_a_database_that_is_not_there_is_told(tmp_path):
     url = f"postgresql://nobody@{NOBODY}/nothing"
     async with serving(settings_for(tmp_path, database_url=url)) as client:
         problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
-        assert problem["dependencies"]["database"] | {"latency_ms": 0} == {
-            "ok": False,
-            "cause": "The metadata database did not answer.",
-            "latency_ms": 0,
-        }
+        told = problem["dependencies"]["database"]
+        assert (told["ok"], told["cause"]) == (False, "The metadata database did not answer.")
+        assert told["last_ok_at"] is None
 
 
 async def test_a_dependency_that_hangs_does_not_hold_up_the_answer(tmp_path, monkeypatch):
     async with pubsub_with_topic(tmp_path) as (server, settings, _), serving(settings) as client:
         await client.get("/readyz")  # the first one also imports Google's libraries
-        monkeypatch.setattr("service.health.CHECK_DEADLINE_SECONDS", 0.3)
-        monkeypatch.setattr("service.health.CACHE_SECONDS", 0.0)
+        monkeypatch.setattr("service.health.readiness.CHECK_DEADLINE_SECONDS", 0.3)
+        monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", 0.0)
         server.faults.set([Fault(method="GetTopic", delay_seconds=60)])
         started = time.monotonic()
         problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
@@ -111,7 +133,7 @@ async def test_many_questions_at_once_ask_the_dependencies_once(tmp_path):
 
 
 async def test_readiness_is_found_again_after_an_outage(tmp_path, monkeypatch):
-    monkeypatch.setattr("service.health.CACHE_SECONDS", 0.0)
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", 0.0)
     async with (
         pubsub_with_topic(tmp_path) as (server, settings, _),
         serving(settings) as client,
@@ -151,3 +173,99 @@ async def test_without_a_database_the_service_takes_sign_ins_as_long_as_the_topi
         response = await client.get("/readyz")
         assert (response.status_code, response.json()["status"]) == (200, "degraded")
         assert response.json()["outbox"] is None
+
+
+async def test_the_start_is_over_when_the_libraries_are_loaded(tmp_path):
+    app = create_app(settings_for(tmp_path))
+    with google_clients._import_lock:  # as while another import is under way
+        async with running(app) as client:
+            assert_problem(await client.get("/startupz"), 503, "starting")
+            assert (await client.get("/healthz")).status_code == 200
+            google_clients._import_lock.release()
+            try:
+                await until(lambda: app.state.lifetime.warm_after_seconds is not None)
+            finally:
+                google_clients._import_lock.acquire()
+            answer = await client.get("/startupz")
+            assert (answer.status_code, answer.json()["status"]) == (200, "started")
+            assert answer.json()["after_seconds"] > 0
+
+
+async def test_an_outage_elsewhere_does_not_keep_the_start_from_being_over(tmp_path):
+    url = f"postgresql://nobody@{NOBODY}/nothing"
+    app = create_app(settings_for(tmp_path, database_url=url))
+    async with running(app) as client:
+        await until(lambda: app.state.lifetime.warm_after_seconds is not None)
+        assert (await client.get("/startupz")).status_code == 200
+
+
+async def test_what_answers_get_answers_head_too_and_the_others_say_what_they_take(tmp_path):
+    app = create_app(settings_for(tmp_path))
+    async with running(app) as client:
+        await until(lambda: app.state.lifetime.warm_after_seconds is not None)
+        for path in ("/healthz", "/startupz", "/readyz", "/version"):
+            asked = [await client.request(method, path) for method in ("GET", "HEAD")]
+            assert asked[0].status_code == asked[1].status_code, path
+        refused = await client.post("/healthz")
+        assert_problem(refused, 405, "method_not_allowed")
+        assert refused.headers["allow"] == "GET, HEAD"
+
+
+async def test_it_is_told_since_when_a_dependency_is_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with pubsub_with_topic(tmp_path) as (server, settings, _), serving(settings) as client:
+
+        async def told():
+            return (await client.get("/readyz")).json()["dependencies"]["pubsub"]
+
+        first, second = await told(), await told()
+        assert first["since"] == first["last_ok_at"] == second["since"]
+        assert second["age_seconds"] > first["age_seconds"] == 0
+        server.faults.set([Fault(method="GetTopic", code="UNAVAILABLE")])
+        third, fourth = await told(), await told()
+        assert not third["ok"]
+        assert third["since"] == fourth["since"] > second["checked_at"]
+        assert fourth["last_ok_at"] == second["checked_at"]
+        server.faults.set([])
+        assert (await told())["since"] > fourth["checked_at"]
+
+
+async def test_who_looks_at_the_jobs_and_when_it_did_is_told_by_every_replica(tmp_path, database_url):
+    settings = settings_for(tmp_path, database_url=database_url)
+    apps = [create_app(settings) for _ in range(2)]
+    async with running(apps[0]) as first:
+        await until(lambda: apps[0].state.reconciler.last_tick)
+        async with running(apps[1]) as second:
+            for client in (first, second):
+                problem = await client.get("/readyz")
+                assert problem.status_code == 200, problem.text
+            own, other = [(await client.get("/readyz")).json()["lease"] for client in (first, second)]
+    assert own["holder"] == other["holder"]
+    assert own["holder"].startswith(f"{socket.gethostname()[-40:]}-{os.getpid()}-")
+    assert (own["is_this_process"], other["is_this_process"]) == (True, False)
+    assert own["is_held"]
+    assert own["last_tick"]["outcome"] == "complete"
+    assert other["last_tick"] is None
+    assert 0 <= own["age_seconds"] < settings.reconcile_lease_seconds
+
+
+async def test_jobs_at_which_no_replica_looks_are_told(tmp_path, database, database_url):
+    settings = settings_for(tmp_path, database_url=database_url)
+    clients = Clients(settings)
+    reconciler = Reconciler(database, Dataflow(clients, settings), settings)  # nobody runs it
+    breaker = Breaker(failures=1, open_seconds=1, probe_seconds=1)
+    readiness = Readiness(settings, clients, database, Outbox(database, settings), breaker, reconciler)
+    try:
+        assert (await readiness.dependencies())["reconciler"].ok  # it has not had the time
+        assert readiness.lease is None
+        earlier = utc_now() - timedelta(hours=1)
+        gone = Lease(database, LEASE, settings.reconcile_lease_seconds, lambda: earlier)
+        assert await gone.take()
+        readiness._asked_at = float("-inf")
+        found = (await readiness.dependencies())["reconciler"]
+        assert found.cause == "no replica has looked at the jobs for 3585 s"
+        assert readiness.lease.holder == gone.holder
+        assert not readiness.lease.is_held
+        assert readiness.lease.renewed_at == earlier
+    finally:
+        await clients.close()

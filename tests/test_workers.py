@@ -154,6 +154,28 @@ def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
             assert served.process.wait(timeout=40) == 0
 
 
+def test_every_worker_says_that_it_is_ending_until_the_delay_is_over(tmp_path):
+    with Served(tmp_path, SIGNIN_SHUTDOWN_DELAY_SECONDS="600") as served:
+        assert httpx.get(f"{served.url}/readyz", timeout=10).json().get("code") != "shutting_down"
+        served.process.send_signal(signal.SIGTERM)
+
+        def codes():
+            found = set()
+            for pid in served.pids():
+                os.kill(pid, signal.SIGSTOP)  # the other one answers
+                try:
+                    found.add(httpx.get(f"{served.url}/readyz", timeout=10).json().get("code"))
+                    assert httpx.get(f"{served.url}/healthz", timeout=10).status_code == 200
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+            return found
+
+        until(lambda: codes() == {"shutting_down"})
+        served.process.send_signal(signal.SIGTERM)  # the delay is for balancers, not for people
+        assert served.process.wait(timeout=20) == 0
+        assert not marked(served.mark)
+
+
 def test_workers_do_not_outlive_a_parent_that_was_killed(tmp_path):
     with Served(tmp_path) as served:
         assert len(served.pids()) == 2

@@ -50,6 +50,7 @@ RULES: Final[dict[tuple[str, str], str]] = {
     ("POST", "/dead-letters/replays/{replay_id}/cancel"): DEAD_LETTERS_WRITE,
     ("GET", "/metrics"): METRICS_READ,
     ("GET", "/healthz"): OPEN,
+    ("GET", "/startupz"): OPEN,
     ("GET", "/readyz"): OPEN,
     ("GET", "/version"): OPEN,
     ("GET", "/errors"): OPEN,

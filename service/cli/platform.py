@@ -102,6 +102,7 @@ def local_settings(settings: Settings) -> Settings:
         "data_dir": settings.data_dir.absolute(),
         "dataflow_emulator_host": "",
         "bigquery_emulator_host": "",
+        "shutdown_delay_seconds": 0.0,  # no balancer has to notice
     }
     if settings.reconcile_interval_seconds == Settings.model_fields["reconcile_interval_seconds"].default:
         local["reconcile_interval_seconds"] = LOCAL_RECONCILE_SECONDS

@@ -25,6 +25,12 @@ class Http(BaseModel):
         10.0, gt=0, description="Longest time until a connection has sent the headers of a request"
     )
     keep_alive_seconds: int = Field(75, ge=1, description="How long a connection waits for its next request")
+    shutdown_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="How long the service goes on after SIGTERM while /readyz is 503, so that balancers see it",
+    )
     max_connections: int = Field(
         2000, ge=1, description="Most connections of a process; beyond, the longest idle one is closed"
     )

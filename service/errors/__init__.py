@@ -277,5 +277,12 @@ class NotReadyError(ProblemError):
     retryable = True
 
 
+class StartingError(ProblemError):
+    status = 503
+    code = "starting"
+    title = "The service is starting"
+    retryable = True
+
+
 class ConfigError(Exception):
     """A setting that keeps the program from starting; the message says how to mend it."""

@@ -1,45 +1,29 @@
-"""`/healthz`, `/readyz` and `/version`: is the process alive, can it work, and which one is it."""
+"""Whether what the service needs answers, why not, and since when."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import platform
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Any
 
-from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service.breaker import Breaker, State
 from service.clients import Clients
 from service.config import Settings
 from service.db import Database
-from service.errors import ConfigError, NotReadyError, ProblemError
+from service.errors import ConfigError, ProblemError
 from service.models import utc_now
 from service.outbox import Outbox
-from service.problems import responses
+from service.reconciler import LONGEST_PAUSE_SECONDS, Reconciler
 
 CHECK_DEADLINE_SECONDS = 3.0
 CACHE_SECONDS = 1.0
-# A sign-in is safe as soon as one of these takes it: taking the service out of its balancer would lose it.
-HOMES = frozenset({"pubsub", "outbox"})
-router = APIRouter(tags=["health"])
-
-
-class Alive(BaseModel):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Version(BaseModel):
-    """Which program answers."""
-
-    name: str = "signin-pipeline"
-    version: str
-    python: str
+# After an outage of the database a replica waits so long until it tries again, and a little more.
+UNLOOKED_SECONDS = 1.5 * LONGEST_PAUSE_SECONDS
 
 
 class Dependency(BaseModel):
@@ -48,6 +32,10 @@ class Dependency(BaseModel):
     ok: bool
     cause: str | None = Field(None, description="Why it is not ok")
     latency_ms: float
+    checked_at: datetime
+    since: datetime = Field(description="When it was first found like this, by this process")
+    age_seconds: float = Field(description="How long it has been like this")
+    last_ok_at: datetime | None = Field(None, description="null where this process has never found it ok")
 
 
 class Waiting(BaseModel):
@@ -60,31 +48,56 @@ class Waiting(BaseModel):
     oldest_age_seconds: float | None = Field(None, description="Age of the oldest that waits")
 
 
-class Ready(BaseModel):
-    """The topic or the outbox takes sign-ins; `degraded` says that something does not answer."""
+class Tick(BaseModel):
+    """One look at all active jobs."""
 
-    status: Literal["ready", "degraded"]
-    dependencies: dict[str, Dependency]
-    outbox: Waiting | None = Field(None, description="null while the database does not answer")
+    ended_at: datetime
+    age_seconds: float
+    seconds: float = Field(description="How long it took")
+    outcome: str = Field(description="complete, incomplete (Dataflow did not tell of some jobs) or failed")
+
+
+class Lease(BaseModel):
+    """Which replica looks at Dataflow, and what it did last."""
+
+    holder: str = Field(description="Host, process id and a random part; who held it last where nobody does")
+    is_this_process: bool
+    is_held: bool = Field(description="False after its end, until a replica takes it")
+    renewed_at: datetime = Field(description="When the holder last began to look, or was still at it")
+    age_seconds: float = Field(description="How long ago that was")
+    expires_at: datetime
+    last_tick: Tick | None = Field(
+        None, description="The last look that came to its end, where this process did it"
+    )
 
 
 class Readiness:
     """Asks every dependency at once, at most once in `CACHE_SECONDS` however often it is asked."""
 
     def __init__(
-        self, settings: Settings, clients: Clients, database: Database, outbox: Outbox, breaker: Breaker
+        self,
+        settings: Settings,
+        clients: Clients,
+        database: Database,
+        outbox: Outbox,
+        breaker: Breaker,
+        reconciler: Reconciler,
     ) -> None:
         self._settings = settings
         self._clients = clients
         self._database = database
         self._outbox = outbox
         self._breaker = breaker
+        self._reconciler = reconciler
+        self._began_at = utc_now()
         self.waiting: Waiting | None = None
+        self.lease: Lease | None = None
         self._checks: dict[str, Callable[[], Awaitable[None]]] = {
             "database": self._check_database,
             "pubsub": self._check_pubsub,
             "dataflow": self._check_dataflow,
             "outbox": self._check_outbox,
+            "reconciler": self._check_reconciler,
         }
         self._asking = asyncio.Lock()
         self._asked_at = float("-inf")
@@ -93,21 +106,31 @@ class Readiness:
     async def dependencies(self) -> dict[str, Dependency]:
         async with self._asking:
             if time.monotonic() - self._asked_at > CACHE_SECONDS:
-                found = await asyncio.gather(*(self._ask(check) for check in self._checks.values()))
-                self._answers = dict(zip(self._checks, found, strict=True))
+                names = list(self._checks)
+                found = await asyncio.gather(*(self._ask(name) for name in names))
+                self._answers = dict(zip(names, found, strict=True))
                 self._asked_at = time.monotonic()
             return self._answers
 
-    async def _ask(self, check: Callable[[], Awaitable[None]]) -> Dependency:
+    async def _ask(self, name: str) -> Dependency:
         started = time.perf_counter()
         cause = None
         try:
             async with asyncio.timeout(CHECK_DEADLINE_SECONDS):
-                await check()
+                await self._checks[name]()
         except Exception as error:  # noqa: BLE001 - a check that breaks is an answer too
             cause = _cause(error)
+        now, before = utc_now(), self._answers.get(name)
+        is_ok = cause is None
+        since = before.since if before and before.ok == is_ok else now
         return Dependency(
-            ok=cause is None, cause=cause, latency_ms=round((time.perf_counter() - started) * 1000, 1)
+            ok=is_ok,
+            cause=cause,
+            latency_ms=round((time.perf_counter() - started) * 1000, 1),
+            checked_at=now,
+            since=since,
+            age_seconds=age(since, now),
+            last_ok_at=now if is_ok else before.last_ok_at if before else None,
         )
 
     async def _check_database(self) -> None:
@@ -120,13 +143,12 @@ class Readiness:
         found = await self._outbox.count()
         if found.oldest_at is None and self._outbox.waiting:
             found = await self._outbox.status()
-        age = (utc_now() - found.oldest_at).total_seconds() if found.oldest_at else None
         self.waiting = Waiting(
             breaker=self._breaker.state,
             events=self._outbox.waiting,
             parked=self._outbox.parked,
             bytes=self._outbox.bytes,
-            oldest_age_seconds=None if age is None else round(max(age, 0.0), 3),
+            oldest_age_seconds=age(found.oldest_at, utc_now()) if found.oldest_at else None,
         )
         await self._outbox.require_writable()
 
@@ -150,6 +172,34 @@ class Readiness:
         request = {"project_id": self._settings.project, "location": self._settings.region, "page_size": 1}
         await jobs.list_jobs(request=request, timeout=CHECK_DEADLINE_SECONDS, retry=None)
 
+    async def _check_reconciler(self) -> None:
+        self.lease = None
+        now, tick = utc_now(), self._reconciler.last_tick
+        async with self._database.session() as session:
+            row = await self._reconciler.lease.row(session)
+        if row is None:
+            unlooked_since = self._began_at
+        else:
+            renewed_at = row.expires_at - timedelta(seconds=self._settings.reconcile_lease_seconds)
+            is_ours = row.holder == self._reconciler.lease.holder
+            self.lease = Lease(
+                holder=row.holder,
+                is_this_process=is_ours,
+                is_held=row.expires_at > now,
+                renewed_at=renewed_at,
+                age_seconds=age(renewed_at, now),
+                expires_at=row.expires_at,
+                last_tick=Tick(**asdict(tick), age_seconds=age(tick.ended_at, now)) if tick else None,
+            )
+            unlooked_since = row.expires_at
+        if (now - unlooked_since).total_seconds() > UNLOOKED_SECONDS:
+            raise ConfigError(f"no replica has looked at the jobs for {age(unlooked_since, now):.0f} s")
+
+
+def age(since: datetime, now: datetime) -> float:
+    """Seconds from `since` to `now`; clocks of two machines may differ, so never less than none."""
+    return round(max((now - since).total_seconds(), 0.0), 3)
+
 
 def _cause(error: Exception) -> str:
     """Why a check failed, in words that may leave the process."""
@@ -162,45 +212,3 @@ def _cause(error: Exception) -> str:
     code: Any = getattr(error, "grpc_status_code", None) or getattr(error, "code", None)
     code = code() if callable(code) else code
     return str(getattr(code, "name", type(error).__name__))
-
-
-@router.get("/healthz")
-async def healthz() -> Alive:
-    """Tell that the process is alive; asks nobody else."""
-    return Alive()
-
-
-@router.get("/readyz", responses=responses(NotReadyError))
-async def readyz(request: Request) -> Ready:
-    """Tell whether what the service needs answers, the cause where it does not, and what waits.
-
-    503 only where neither the topic nor the outbox takes sign-ins; else the status may say `degraded`.
-    """
-    readiness: Readiness = request.app.state.readiness
-    dependencies = await readiness.dependencies()
-    failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
-    if failed.keys() >= HOMES:
-        raise NotReadyError(
-            "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
-            retry_after_seconds=1,
-            members={"dependencies": {name: each.model_dump() for name, each in dependencies.items()}},
-        )
-    status: Literal["ready", "degraded"] = "degraded" if failed else "ready"
-    return Ready(status=status, dependencies=dependencies, outbox=readiness.waiting)
-
-
-@router.get("/version")
-async def version() -> Version:
-    """Tell which version of the service this is."""
-    return Version(version=installed_version(), python=platform.python_version())
-
-
-@functools.cache
-def installed_version() -> str:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("signin-pipeline")
-    except PackageNotFoundError:
-        return "unknown"
