@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,16 @@ if TYPE_CHECKING:
     import httpx
 
 MOST_BYTES = 4_000_000
+REFRESH_SECONDS = 5.0
 
 
 class RestError(Exception):
-    """No answer, or another than 200; `status` is the HTTP status, 0 where there was none."""
+    """No answer, or another than 200: its HTTP status, 0 where there was none, and its body."""
 
-    def __init__(self, detail: str, status: int = 0) -> None:
+    def __init__(self, detail: str, status: int = 0, body: bytes = b"") -> None:
         super().__init__(detail)
         self.status = status
+        self.body = body
 
 
 class GoogleRest:
@@ -50,7 +53,7 @@ class GoogleRest:
         except (httpx.HTTPError, ConfigError) as error:
             raise RestError(f"{url} cannot be asked: {type(error).__name__}") from error
         if answer.status_code != 200:
-            raise RestError(f"{url} answers {answer.status_code}", answer.status_code)
+            raise RestError(f"{url} answers {answer.status_code}", answer.status_code, body)
         return body
 
     async def close(self) -> None:
@@ -66,9 +69,16 @@ class GoogleRest:
 
 def _refresh(credentials: Any) -> None:
     from google.auth.exceptions import GoogleAuthError
-    from google.auth.transport.requests import Request
 
     try:
-        credentials.refresh(Request())
+        refresh(credentials)
     except GoogleAuthError as error:
         raise RestError(f"the credentials do not work: {error}") from error
+
+
+def refresh(credentials: Any) -> None:
+    """Gets a new token; blocks. Raises GoogleAuthError."""
+    from google.auth.transport.requests import Request
+
+    # By itself google.auth waits for two minutes, and the end of the process would wait with it.
+    credentials.refresh(functools.partial(Request(), timeout=REFRESH_SECONDS))

@@ -68,13 +68,13 @@ class Monitoring:
         self._endpoint = settings.monitoring_endpoint.rstrip("/")
         is_emulator = self._endpoint.startswith("http://")
         # Google's Monitoring knows nothing of an emulator's subscriptions.
-        self._knows = is_emulator or not settings.pubsub_emulator_host
+        self.knows = is_emulator or not settings.pubsub_emulator_host
         self._kept: Kept[Backlog] = Kept(_KEPT_LOCAL_SECONDS if is_emulator else _KEPT_SECONDS)
 
     async def backlog(self, subscription: str | None, now: datetime) -> Backlog:
         """What waits in the subscription (its full name); what cannot be had is None."""
         match = _SUBSCRIPTION.fullmatch(subscription or "")
-        if not match or not self._knows:
+        if not match or not self.knows:
             return Backlog()
         return await self._kept.fetch(match[0], lambda: self._ask(match[1], match[2], now))
 
@@ -88,18 +88,24 @@ class Monitoring:
     async def _latest(
         self, project: str, subscription_id: str, metric: str, now: datetime
     ) -> tuple[int, datetime] | None:
+        try:
+            return await self.latest(project, subscription_id, metric, now)
+        except (RestError, msgspec.MsgspecError) as error:
+            log.info("the backlog of %s is not known: %s", subscription_id, error)
+            return None
+
+    async def latest(
+        self, project: str, subscription_id: str, metric: str, now: datetime
+    ) -> tuple[int, datetime] | None:
+        """The newest value and its time, None where there is none. Raises RestError and MsgspecError."""
         parameters = {
             "filter": f'metric.type="{metric}" AND resource.labels.subscription_id="{subscription_id}"',
             "interval.startTime": (now - _WINDOW).isoformat().replace("+00:00", "Z"),
             "interval.endTime": now.isoformat().replace("+00:00", "Z"),
         }
         url = f"{self._endpoint}/v3/projects/{project}/timeSeries"
-        try:
-            body = await self._rest.get(url, parameters, deadline_seconds=DEADLINE_SECONDS)
-            answer = msgspec.json.decode(body, type=_Answer)
-        except (RestError, msgspec.MsgspecError) as error:
-            log.info("the backlog of %s is not known: %s", subscription_id, error)
-            return None
+        body = await self._rest.get(url, parameters, deadline_seconds=DEADLINE_SECONDS)
+        answer = msgspec.json.decode(body, type=_Answer)
         points = [point for series in answer.time_series for point in series.points]
         newest = max(points, key=lambda point: point.interval.end_time, default=None)
         if newest is None:

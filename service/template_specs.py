@@ -93,10 +93,7 @@ class TemplateSpecs:
             return kept[1]
         spec = None
         try:
-            if pipeline.template_metadata:
-                spec = _read(await asyncio.to_thread(pipeline.template_metadata.read_bytes))
-            elif self._has_buckets:
-                spec = _read(await self._fetch(pipeline.template_path))
+            spec = await self.read(pipeline)
         except (OSError, RestError, msgspec.MsgspecError) as error:
             log.warning("the template spec %s cannot be read: %s", place, error)
         if len(self._kept) >= _KEPT_SPECS:
@@ -104,6 +101,12 @@ class TemplateSpecs:
         seconds = KEPT_SECONDS if spec else FAILURE_KEPT_SECONDS
         self._kept[place] = (time.monotonic() + seconds, spec)
         return spec
+
+    async def read(self, pipeline: Pipeline) -> TemplateSpec | None:
+        """The spec as it is now, None where there is no bucket. Raises OSError, RestError, MsgspecError."""
+        if pipeline.template_metadata:
+            return _read(await asyncio.to_thread(pipeline.template_metadata.read_bytes))
+        return _read(await self._fetch(pipeline.template_path)) if self._has_buckets else None
 
     async def _fetch(self, path: str) -> bytes:
         bucket, _, name = path.removeprefix("gs://").partition("/")

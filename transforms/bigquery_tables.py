@@ -72,7 +72,7 @@ def columns(client: Any, table: TableRef) -> dict[str, dict[str, Any]]:
 
     Raises NotFound where there is no such table.
     """
-    return _fields(field.to_api_repr() for field in client.get_table(str(table), **_bounds()).schema)
+    return columns_of(field.to_api_repr() for field in client.get_table(str(table), **_bounds()).schema)
 
 
 def require_schema(
@@ -93,7 +93,7 @@ def require_schema(
                 f"{table} has a column {field['name']} of the type {_type(column)}, and needs {_type(field)}"
             )
         if field["type"] == "RECORD":
-            require_schema(f"{table}, column {field['name']},", _fields(column["fields"]), field["fields"])
+            require_schema(f"{table}, column {field['name']},", columns_of(column["fields"]), field["fields"])
     known = {field["name"] for field in wanted}
     for name, column in found.items():
         if name not in known and column["mode"] == "REQUIRED":
@@ -109,7 +109,7 @@ def _type(field: Mapping[str, Any]) -> str:
     return f"{field['type']} {field['mode']}"
 
 
-def _fields(fields: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def columns_of(fields: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Schema fields by name, in the names that this project uses for types and modes."""
     found = {}
     for field in fields:

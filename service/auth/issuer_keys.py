@@ -61,16 +61,25 @@ class IssuerKeys:
 
     async def _fetch(self) -> None:
         try:
-            async with asyncio.timeout(FETCH_SECONDS):
-                url = self._url or await self._discovered()
-                self._keys = _usable(await _get(url))
-                self._fetched_at = time.monotonic()
+            await self.fetch()
         except Exception as error:  # noqa: BLE001 - whatever the issuer sends, our last keys stay good
             log.warning(
                 "the keys of %s cannot be fetched: %s", self._issuer, str(error) or type(error).__name__
             )
         finally:
             self._tried_at = time.monotonic()
+
+    async def fetch(self) -> None:
+        """Takes the keys that the issuer has now; raises whatever keeps it from that."""
+        async with asyncio.timeout(FETCH_SECONDS):
+            url = self._url or await self._discovered()
+            self._keys = _usable(await _get(url))
+            self._fetched_at = time.monotonic()
+
+    @property
+    def count(self) -> int:
+        """How many keys there are."""
+        return len(self._keys)
 
     async def _discovered(self) -> str:
         """Where the discovery document says that the keys are. Raises ValueError.

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from service.cli import dead_letters, demo, emit, faults, jobs, keys, outbox, rows, run, tail, template
+from service.cli import (
+    config,
+    dead_letters,
+    demo,
+    emit,
+    faults,
+    jobs,
+    keys,
+    outbox,
+    rows,
+    run,
+    tail,
+    template,
+)
 
 app = typer.Typer(
     name="signin",
@@ -50,6 +63,7 @@ app.add_typer(outbox.app, name="outbox")
 app.add_typer(template.app, name="template")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
+app.add_typer(config.app, name="config")
 app.command()(run.migrate)
 
 

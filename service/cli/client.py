@@ -22,18 +22,22 @@ def running_settings() -> Settings:
 
     Variables that the user set win, so that pointing at Google Cloud or at another stack stays possible.
     """
+    return load_settings(running_overrides())
+
+
+def running_overrides() -> dict[str, str | None]:
+    """The fields that a local stack gives which runs on the data directory; none where there is no such."""
     settings = load_settings()
     running = read_running(settings.data_dir)
     if not running or not settings.uses_google_cloud:
-        return settings
-    return load_settings(
-        {
-            "project": running.get("SIGNIN_PROJECT"),
-            "pubsub_emulator_host": running.get("PUBSUB_EMULATOR_HOST"),
-            "dataflow_emulator_host": running.get("DATAFLOW_EMULATOR_HOST"),
-            "bigquery_emulator_host": running.get("BIGQUERY_EMULATOR_HOST"),
-        }
-    )
+        return {}
+    return {
+        "project": running.get("SIGNIN_PROJECT"),
+        "pubsub_emulator_host": running.get("PUBSUB_EMULATOR_HOST"),
+        "dataflow_emulator_host": running.get("DATAFLOW_EMULATOR_HOST"),
+        "bigquery_emulator_host": running.get("BIGQUERY_EMULATOR_HOST"),
+        "monitoring_endpoint": running.get("SIGNIN_MONITORING_ENDPOINT"),
+    }
 
 
 def service_url(url: str | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -65,32 +64,13 @@ def serve(
 ) -> None:
     """Run the service alone, against Google Cloud or the emulators that the environment names."""
     from service.logs import configure
+    from service.start_rules import require_startable
 
     with clear_errors():
         settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
         require_startable(settings)
         configure(settings)
         run_server(settings, announce=announce, processes=workers)
-
-
-def require_startable(settings: Settings) -> None:
-    """Raises ConfigError with every reason for which the start would be in vain, a line each."""
-    from service.auth.key_store import exist_now
-    from service.auth.tokens import Tokens
-
-    wrong = []
-    rules: tuple[Callable[[], object], ...] = (
-        lambda: settings.require_closed(exist_now),
-        settings.require_startable,
-        lambda: Tokens(settings) if settings.oidc_issuer else None,
-    )
-    for rule in rules:
-        try:
-            rule()
-        except ConfigError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise ConfigError("\n".join(wrong))
 
 
 def run_server(settings: Settings, *, announce: bool, processes: int = 1) -> None:

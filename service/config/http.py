@@ -29,7 +29,7 @@ class Http(BaseModel):
         0.0,
         ge=0,
         le=600,
-        description="How long the service goes on after SIGTERM while /readyz is 503, for balancers to see it",
+        description="How long the service goes on after SIGTERM while /readyz is 503, for balancers to see",
     )
     max_connections: int = Field(
         2000, ge=1, description="Most connections of a process; beyond, the longest idle one is closed"

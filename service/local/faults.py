@@ -114,6 +114,13 @@ class FaultSwitch:
         if code and (code == "OK" or code not in grpc.StatusCode.__members__):
             raise ValueError(f"{code} is not the name of a gRPC error status")
 
+    def forbids(self, method: str) -> bool:
+        """Whether a fault refuses the method for lack of permission."""
+        return any(
+            fault.code == "PERMISSION_DENIED" and fault.method in (ANY_METHOD, method)
+            for fault in self._faults
+        )
+
     def draw(self, method: str) -> Fault | None:
         """Counts the call and picks the fault that hits it, if any."""
         self.calls[method] += 1

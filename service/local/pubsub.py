@@ -21,7 +21,7 @@ import grpc.aio
 from google.protobuf import empty_pb2
 from google.pubsub_v1 import types
 
-from service.local import grpc_server, pubsub_rules, wire
+from service.local import grpc_server, permissions, pubsub_rules, wire
 from service.local.broker import DEFAULT_BACKLOG_BYTES, Broker
 from service.local.faults import FaultSwitch
 from service.local.grpc_server import Context, Method, Serialized
@@ -148,6 +148,7 @@ class PubsubServer:
         return [
             grpc_server.unary_handlers("google.pubsub.v1.Publisher", self._publisher_methods(), self.faults),
             grpc_server.unary_handlers(service, self._subscriber_methods(), self.faults),
+            permissions.handler(self.broker, self.faults),
             grpc.method_handlers_generic_handler(service, {_STREAMING_PULL: streaming}),
             self.faults.handler(),
         ]
