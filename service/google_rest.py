@@ -31,6 +31,7 @@ class GoogleRest:
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
+        self._making = asyncio.Lock()
         self._http: httpx.AsyncClient | None = None
 
     async def get(self, url: str, parameters: Mapping[str, str], *, deadline_seconds: float) -> bytes:
@@ -39,8 +40,9 @@ class GoogleRest:
 
         try:
             async with asyncio.timeout(deadline_seconds):
-                if self._http is None:
-                    self._http = await asyncio.to_thread(httpx.AsyncClient, timeout=deadline_seconds)
+                async with self._making:  # the first calls may come together
+                    if self._http is None:
+                        self._http = await asyncio.to_thread(httpx.AsyncClient, timeout=deadline_seconds)
                 headers = await self._authorization() if url.startswith("https://") else {}
                 async with self._http.stream("GET", url, params=dict(parameters), headers=headers) as answer:
                     body = b""

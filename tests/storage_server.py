@@ -47,15 +47,21 @@ class StorageServer:
         found = self.objects.get((bucket, name))
         return (404, b"No such object") if found is None else (200, found)
 
+    def list(self, bucket: str) -> tuple[int, bytes]:
+        return (200, b"{}") if bucket in self.buckets else (404, b"No such bucket")
+
     def _handler(outer) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler has a self of its own
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
-                _, storage, v1, b, bucket, o, name = parts.path.split("/")
+                _, storage, v1, b, bucket, o, *name = parts.path.split("/")
                 assert (storage, v1, b, o) == ("storage", "v1", "b", "o")
-                self._answer(lambda: outer.get(bucket, unquote(name), parse_qs(parts.query)))
+                if name:
+                    self._answer(lambda: outer.get(bucket, unquote(name[0]), parse_qs(parts.query)))
+                else:
+                    self._answer(lambda: outer.list(bucket))
 
             def do_POST(self) -> None:
                 parts = urlsplit(self.path)

@@ -109,6 +109,41 @@ def test_faults_of_dataflow_and_bigquery_hit_what_they_name_until_they_are_clear
     assert "no faults" in fault("bigquery", "--clear")
 
 
+def test_the_connections_of_a_running_stack_are_tried_and_what_is_wrong_is_told(up):
+    def check(*arguments, **environment):
+        done = signin("config", "check", *arguments, cwd=up.directory, **environment)
+        assert not done.stderr, done.stderr
+        return done
+
+    told = json.loads(check("--json").stdout)
+    assert told["ok"]
+    assert {each["status"] for each in told["checks"]} == {"ok", "skipped"}
+    assert {each["check"] for each in told["checks"] if each["status"] == "ok"} > {"table", "dead letters"}
+    for code, status, words in (
+        ("403", "failed", "roles/bigquery.dataViewer"),
+        ("404", "warning", "no such"),
+    ):
+        signin("local", "faults", "bigquery", "--method", "tables", "--code", code, cwd=up.directory)
+        done = check()
+        assert done.returncode == (1 if status == "failed" else 0)
+        assert f"{status:8}table" in done.stdout
+        assert words in done.stdout
+    signin("local", "faults", "bigquery", "--clear", cwd=up.directory)
+
+
+def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(tmp_path):
+    (tmp_path / "url").write_text("postgresql://u:hush-hush@db.example/signin\n")
+    (tmp_path / ".env").write_text("SIGNIN_REGION=europe-west1\n")
+    given = {"SIGNIN_PORT": "9000", "SIGNIN_DATABASE_URL_FILE": str(tmp_path / "url")}
+    shown = signin("config", "show", "--json", cwd=tmp_path, **given).stdout
+    rows = {row["variable"]: (row["value"], row["origin"]) for row in json.loads(shown)}
+    assert rows["SIGNIN_PORT"] == (9000, "environment")
+    assert rows["SIGNIN_REGION"] == ("europe-west1", ".env")
+    assert rows["SIGNIN_TOPIC"] == ("topic-user-signin", "default")
+    assert rows["SIGNIN_DATABASE_URL"] == ("postgresql://***@db.example/signin", str(tmp_path / "url"))
+    assert "hush" not in shown + signin("config", "show", cwd=tmp_path, **given).stdout
+
+
 def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):
     refused = signin("emit", "--date", "yesterday", cwd=up.directory)
     assert refused.returncode == 1
@@ -122,7 +157,8 @@ def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):
         (["serve"], {"SIGNIN_PROJECT": "my-project"}, 2, "gcloud auth application-default login"),
         (["serve", "--host", "0.0.0.0"], {}, 2, "SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true"),
         (["up"], {"SIGNIN_HOST": "0.0.0.0"}, 2, "SIGNIN_ALLOW_UNAUTHENTICATED_ACCESS=true"),
-        (["serve"], {"SIGNIN_PORT": "many"}, 2, "SIGNIN_PORT"),
+        (["serve"], {"SIGNIN_PORT": "many"}, 2, "SIGNIN_PORT must be a whole number"),
+        (["config", "check"], {"SIGNIN_PORJECT": "my-project"}, 2, "Did you mean SIGNIN_PROJECT?"),
         (["migrate"], {"SIGNIN_DATABASE_URL": "mysql://somewhere"}, 2, "sqlite:// or postgresql://"),
         (["emit"], {"SIGNIN_URL": "http://127.0.0.1:1"}, 1, "signin up"),
         (["jobs", "list", "--url", "http://127.0.0.1:1"], {}, 1, "signin up"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,8 @@ def check(
     """Try each connection, and say what is wrong and how to mend it. Ends with 1 where one does not work."""
     from service.checkup import check as check_all
 
+    # The findings say it better than the warnings of those who were asked.
+    logging.getLogger().addHandler(logging.NullHandler())
     with clear_errors():
         settings = sources.combine(sources.read(), running_overrides())
         with err.status("trying each connection"):

@@ -1,0 +1,373 @@
+"""`signin config check`: each connection is tried, and what is wrong is told with what mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from google.pubsub_v1 import types
+from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import checkup
+from service.checkup import refusals
+from service.checkup.place import Place
+from service.config import Pipeline, Settings, masked
+from service.google_rest import RestError
+from service.local import grpc_server
+from service.local.dataflow import DataflowServer
+from service.local.faults import Fault, FaultSwitch
+from service.local.monitoring import MonitoringServer
+from tests.doors import AUDIENCE, Issuer
+from tests.serving import NOBODY, pubsub_with_topic, settings_for
+from tests.storage_server import StorageServer
+
+DEADLINE_SECONDS = 10.0
+
+
+class World:
+    """Pub/Sub, Dataflow, Monitoring and Cloud Storage on this machine, all well."""
+
+    def __init__(self, settings, pubsub, dataflow, storage):
+        self.settings = settings
+        self.pubsub = pubsub
+        self.dataflow = dataflow
+        self.storage = storage
+
+    async def find(self, *names, deadline_seconds=DEADLINE_SECONDS, **values):
+        """The findings of the named checks; of all without."""
+        settings = self.settings.model_copy(update=values)
+        place = Place(settings)
+        try:
+            chosen = [each for each in checkup.checks_of(place) if not names or each.name in names]
+            return await checkup.run(chosen, deadline_seconds)
+        finally:
+            await place.close()
+
+
+@pytest.fixture
+async def world(tmp_path):
+    with StorageServer("jobs") as storage:
+        async with (
+            DataflowServer(tmp_path / "dataflow") as dataflow,
+            pubsub_with_topic(
+                tmp_path,
+                dataflow_emulator_host=dataflow.address,
+                storage_endpoint=storage.url,
+                temp_location="gs://jobs/temp",
+                bigquery_emulator_host=NOBODY,
+            ) as (pubsub, values, _),
+            MonitoringServer(pubsub.broker) as monitoring,
+        ):
+            settings = values.model_copy(update={"monitoring_endpoint": monitoring.url})
+            yield World(settings, pubsub, dataflow, storage)
+
+
+async def test_what_is_well_is_told_as_ok(world, database_url):
+    spec = b'{"metadata": {"parameters": [{"name": "input_subscription"}]}}'
+    for name in ("user-signin", "backfill-signin"):
+        world.storage.objects["signin-local", f"templates/{name}.json"] = spec
+    found = await world.find(database_url=database_url)
+    assert {each.check: each.status for each in found if each.check not in ("table", "dead letters")} == {
+        "start": "ok",
+        "database": "ok",
+        "credentials": "skipped",
+        "topic": "ok",
+        "subscription": "ok",
+        "dataflow": "ok",
+        "template": "ok",
+        "bucket": "ok",
+        "monitoring": "ok",
+        "token issuer": "skipped",
+    }
+    assert [each.status for each in found if "table" in each.check or "letters" in each.check] == [
+        "failed"
+    ] * 2
+    assert all(each.remedies == () for each in found if each.status == "ok")
+
+
+TOPIC, SUBSCRIPTION = "topic-user-signin", "user-signin-bigquery"
+REFUSALS = {
+    "topic": {
+        "not there": (
+            [("GetTopic", "NOT_FOUND")],
+            "failed",
+            "There is no such topic",
+            "pubsub topics create",
+        ),
+        "no publishing": ([("Publish", "PERMISSION_DENIED")], "failed", "pubsub.topics.publish", "publisher"),
+        "no looking": ([("GetTopic", "PERMISSION_DENIED")], "ok", "may publish", ""),
+        "nothing told": (
+            [("GetTopic", "PERMISSION_DENIED"), ("TestIamPermissions", "UNIMPLEMENTED")],
+            "warning",
+            "cannot be told",
+            "roles/pubsub.viewer",
+        ),
+        "unknown": ([("GetTopic", "UNAUTHENTICATED")], "failed", "not accepted", "gcloud auth"),
+        "away": ([("GetTopic", "UNAVAILABLE")], "failed", "cannot be reached", "pubsub.googleapis.com"),
+        "odd": ([("GetTopic", "DATA_LOSS")], "failed", "answers DATA_LOSS", ""),
+        "other emulator": ([("TestIamPermissions", "UNIMPLEMENTED")], "ok", "It is there", ""),
+    },
+    "subscription": {
+        "not there": ([("GetSubscription", "NOT_FOUND")], "failed", "nothing to read", f"--topic={TOPIC}"),
+        "no looking": (
+            [("GetSubscription", "PERMISSION_DENIED")],
+            "warning",
+            "pubsub.subscriptions.get",
+            f"subscriptions add-iam-policy-binding {SUBSCRIPTION}",
+        ),
+    },
+    "dataflow": {
+        "forbidden": ([("ListJobs", "PERMISSION_DENIED")], "failed", "jobs.list", "roles/dataflow.developer"),
+        "no region": ([("ListJobs", "NOT_FOUND")], "failed", "no region", "SIGNIN_REGION"),
+        "bad region": ([("ListJobs", "INVALID_ARGUMENT")], "failed", "no region", "SIGNIN_REGION"),
+    },
+}
+
+
+@pytest.mark.parametrize("check", REFUSALS)
+async def test_each_refusal_is_told_with_what_mends_it(world, check):
+    server = world.dataflow if check == "dataflow" else world.pubsub
+    for what, (faults, status, detail, remedy) in REFUSALS[check].items():
+        server.faults.set([Fault(method=method, code=code) for method, code in faults])
+        [found] = await world.find(check)
+        assert found.status == status, what
+        assert detail in found.detail, what
+        assert remedy in " ".join(found.remedies), what
+        assert bool(found.remedies) == bool(remedy), what
+
+
+async def test_all_are_asked_at_once_and_none_waits_longer_than_its_deadline(world):
+    world.pubsub.faults.set([Fault(method=each, hold=True) for each in ("GetTopic", "GetSubscription")])
+    world.dataflow.faults.set([Fault(method="ListJobs", hold=True)])
+    asking = asyncio.create_task(
+        world.find("topic", "subscription", "dataflow", "bucket", deadline_seconds=2.0)
+    )
+    async with asyncio.timeout(10):
+        await world.pubsub.faults.until_held(count=2)  # both are on their way before either is answered
+        await world.dataflow.faults.until_held()
+        found = await asking
+    assert [each.status for each in found] == ["failed", "failed", "failed", "ok"]
+    assert {each.detail for each in found[:3]} == {"There was no answer within 2 s."}
+    world.pubsub.faults.set([])
+    world.dataflow.faults.set([])
+
+
+async def test_a_subscription_of_another_topic_is_told(world):
+    [found] = await world.find("subscription", topic="topic-other")
+    assert found.status == "failed"
+    assert f"reads projects/signin-local/topics/{TOPIC} and not" in found.detail
+
+
+async def test_buckets_and_templates_that_cannot_be_used_are_told(world, tmp_path):
+    broken = tmp_path / "template.json"
+    broken.write_text("{")
+    pipelines = {
+        "bad": Pipeline(template_path="gs://jobs/bad.json", template_metadata=broken),
+        "gone": Pipeline(template_path="gs://jobs/gone.json"),
+    }
+    found = await world.find("template", "bucket", pipelines=pipelines, staging_location="gs://nowhere/s")
+    told = {each.target: each for each in found}
+    assert told["gs://jobs"].status == "ok"
+    assert "buckets create gs://nowhere --project=signin-local" in told["gs://nowhere"].remedies[0]
+    assert "no such spec" in told["gs://jobs/gone.json"].detail
+    assert "template publish gone" in told["gs://jobs/gone.json"].remedies[0]
+    assert told[str(broken)].remedies == (f"signin template validate {broken}",)
+    world.storage.script = [403]
+    [found] = await world.find("bucket")
+    assert "roles/storage.objectViewer" in found.remedies[0]
+
+
+async def test_the_keys_of_the_issuer_are_fetched(world):
+    with Issuer().serving() as issuer:
+        values = {"oidc_issuer": issuer.url, "oidc_audience": AUDIENCE}
+        [found] = await world.find("token issuer", **values)
+        assert (found.status, found.detail) == ("ok", "It has 1 keys that sign tokens for us.")
+        issuer.answer = 404
+        [found] = await world.find("token issuer", **values)
+        assert found.status == "failed"
+        assert "404" in found.detail
+    [found] = await world.find("token issuer", **values)
+    assert found.status == "failed"
+    assert "SIGNIN_OIDC_ISSUER" in found.remedies[0]
+
+
+async def test_a_database_that_was_not_migrated_or_is_away_is_told(tmp_path, empty_database_url):
+    async def find(url):
+        place = Place(settings_for(tmp_path, database_url=url))
+        try:
+            checks = [each for each in checkup.checks_of(place) if each.name == "database"]
+            [found] = await checkup.run(checks, DEADLINE_SECONDS)
+            return found
+        finally:
+            await place.close()
+
+    found = await find(empty_database_url)
+    assert (found.status, found.remedies) == ("failed", ("signin migrate",))
+    found = await find(f"postgresql://signin:hush-hush@{NOBODY}/nothing")
+    assert (found.status, found.target) == ("failed", f"postgresql://***@{NOBODY}/nothing")
+    assert "hush" not in str(found)
+    found = await find("")
+    assert (found.status, found.remedies) == ("ok", ())
+
+
+async def test_what_would_keep_the_service_from_starting_is_told(tmp_path):
+    place = Place(Settings(_env_file=None, data_dir=tmp_path, host="0.0.0.0", oidc_issuer="http://h"))
+    try:
+        [start] = [each for each in checkup.checks_of(place) if each.name == "start"]
+        [found] = await checkup.run([start], DEADLINE_SECONDS)
+    finally:
+        await place.close()
+    assert found.status == "failed"
+    assert "SIGNIN_PROJECT is not set" in found.detail
+    assert "SIGNIN_OIDC_AUDIENCE" in found.detail
+
+
+@asynccontextmanager
+async def token_server(answer, status=200):
+    """What gives tokens to service accounts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
+
+
+async def test_credentials_are_good_when_they_give_a_token_and_name_who_asks(tmp_path, monkeypatch):
+    key = rsa.generate_private_key(65537, 2048)
+    account = {
+        "type": "service_account",
+        "project_id": "my-project",
+        "private_key_id": "1",
+        "client_email": "signin@my-project.iam.gserviceaccount.com",
+        "client_id": "1",
+        "private_key": key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ).decode(),
+    }
+    path = tmp_path / "account.json"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    outcomes = [
+        ({"access_token": "hush", "expires_in": 3600, "token_type": "Bearer"}, 200, "signin@my-project"),
+        ({"error": "invalid_grant", "error_description": "Invalid JWT"}, 400, "give no token"),
+    ]
+    for answer, status, words in outcomes:
+        async with token_server(answer, status) as url:
+            path.write_text(json.dumps(account | {"token_uri": url}))
+            place = Place(settings_for(tmp_path, bigquery_emulator_host=""))
+            try:
+                [credentials] = [each for each in checkup.checks_of(place) if each.name == "credentials"]
+                [found] = await checkup.run([credentials], DEADLINE_SECONDS)
+                granting = await place.grant("roles/x.y")
+            finally:
+                await place.close()
+        assert found.status == ("ok" if status == 200 else "failed")
+        assert words in found.detail
+        member = account["client_email"] if status == 200 else "NAME@PROJECT.iam.gserviceaccount.com"
+        command = "gcloud projects add-iam-policy-binding signin-local"
+        assert granting == f"{command} --member=serviceAccount:{member} --role=roles/x.y"
+
+
+async def test_an_api_that_is_not_enabled_is_told_with_the_command_that_enables_it(tmp_path):
+    info = error_details_pb2.ErrorInfo(
+        reason="SERVICE_DISABLED", domain="googleapis.com", metadata={"service": "pubsub.googleapis.com"}
+    )
+
+    async def refuse(*_):
+        raise grpc_server.StatusError(grpc.StatusCode.PERMISSION_DENIED, "disabled", (info,))
+
+    method = grpc_server.Method(refuse, types.GetTopicRequest.pb(), types.Topic.pb())
+    handler = grpc_server.unary_handlers("google.pubsub.v1.Publisher", {"GetTopic": method}, FaultSwitch())
+    server, address = await grpc_server.start_server([handler], "127.0.0.1", 0)
+    place = Place(settings_for(tmp_path, address))
+    try:
+        [topic] = [each for each in checkup.checks_of(place) if each.name == "topic"]
+        [found] = await checkup.run([topic], DEADLINE_SECONDS)
+    finally:
+        await place.close()
+        await server.stop(0)
+    assert found.detail == "The project has not enabled pubsub.googleapis.com."
+    assert found.remedies == ("gcloud services enable pubsub.googleapis.com --project=signin-local",)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "meant"),
+    [
+        (403, {"error": {"message": "m", "status": "PERMISSION_DENIED"}}, ("PERMISSION_DENIED", "m", "")),
+        (
+            403,
+            {
+                "error": {
+                    "message": "m",
+                    "details": [
+                        {
+                            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                            "reason": "SERVICE_DISABLED",
+                            "metadata": {"service": "bigquery.googleapis.com"},
+                        }
+                    ],
+                }
+            },
+            ("PERMISSION_DENIED", "m", "bigquery.googleapis.com"),
+        ),
+        (
+            403,
+            {
+                "error": {
+                    "message": "m",
+                    "errors": [{"reason": "accessNotConfigured", "domain": "usageLimits"}],
+                }
+            },
+            ("PERMISSION_DENIED", "m", "the API"),
+        ),
+        (404, {"error": {"message": "m"}}, ("NOT_FOUND", "m", "")),
+        (503, None, ("UNAVAILABLE", "words", "")),
+        (0, None, ("UNAVAILABLE", "words", "")),
+        (418, [], ("HTTP 418", "words", "")),
+    ],
+)
+def test_a_refusal_by_rest_is_read_as_one_by_grpc(status, body, meant):
+    error = RestError("words", status, b"" if body is None else json.dumps(body).encode())
+    refusal = refusals.refusal_of(error)
+    assert (refusal.status, refusal.message, refusal.disabled_api) == meant
+
+
+@given(before=st.text(max_size=8), after=st.text(max_size=8), place=st.sampled_from(["password", "query"]))
+def test_no_part_of_a_password_is_ever_shown(before, after, place):
+    password = f"{before}hush{after}"
+    url = (
+        f"postgresql://signin:{password}@db.example/signin"
+        if place == "password"
+        else f"postgresql://db.example/signin?password={password}"
+    )
+    assert "hush" not in masked(url)
+
+
+def test_what_tells_one_database_from_another_is_shown():
+    assert masked("postgresql://u:p@db.example:5432/signin") == "postgresql://***@db.example:5432/signin"
+    assert masked("sqlite:////var/lib/signin.db") == "sqlite:////var/lib/signin.db"
+    assert masked("") == ""
+    assert masked("no url") == "***"
