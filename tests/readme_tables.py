@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from service import errors
-from service.config import Settings, variable_name
+from service.config import TOPICS, variable_name, variables
 from service.job_state import MEANINGS, STATES, Standing, Verdict, allowed_actions, is_terminal
 from service.metrics.families import FAMILIES
 from transforms.signin_event import REASONS
@@ -17,14 +20,62 @@ from transforms.signin_event import REASONS
 README = Path(__file__).parent.parent / "README.md"
 
 
+UNITS = {"_seconds": "seconds", "_bytes": "bytes", "_per_second": "per second"}
+BOUNDS = {"gt": "over", "ge": "from", "lt": "under", "le": "to"}
+
+
 def settings_table() -> Iterator[str]:
-    yield "| variable | default | meaning |"
-    yield "|---|---|---|"
-    for name, field in Settings.model_fields.items():
-        value = json.dumps(field.default) if isinstance(field.default, dict | list) else field.default
-        default = "" if value in ("", None) else f"`{value}`"
-        assert field.description, f"the setting {name} has no description"
-        yield f"| `{variable_name(name)}` | {default} | {field.description} |"
+    for topic in TOPICS:
+        yield from ("", f"### {variables.topic_of(next(iter(topic.model_fields)))}", "")
+        yield "| variable | default | values | meaning |"
+        yield "|---|---|---|---|"
+        for name, field in topic.model_fields.items():
+            value = json.dumps(field.default) if isinstance(field.default, dict | list) else field.default
+            default = "" if value in ("", None) else f"`{written(value)}`"
+            assert field.description, f"the setting {name} has no description"
+            variable = variable_name(name)
+            secret = f"; or in the file that `{variable}_FILE` names" if variables.is_secret(field) else ""
+            yield f"| `{variable}` | {default} | {values(name, field)} | {field.description}{secret} |"
+    yield ""
+
+
+def written(value: object) -> str:
+    """A default as its variable would be written."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def values(name: str, field: FieldInfo) -> str:
+    """What the setting may be: its unit and its bounds, or its form."""
+    if variables.is_secret(field):
+        return "secret"
+    unit = next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "")
+    bounds = [
+        f"{word} {written(getattr(rule, key))}"
+        for rule in field.metadata
+        for key, word in BOUNDS.items()
+        if getattr(rule, key, None) is not None
+    ]
+    if field.annotation is bool:
+        return "`true`, `false`"
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if get_origin(field.annotation) in (dict, list):
+        return "JSON"
+    if field.annotation in (int, float) and not unit:
+        unit = "a number"
+    least = [rule.min_length for rule in field.metadata if getattr(rule, "min_length", None)]
+    if least:
+        return f"at least {least[0]} characters"
+    return ", ".join(filter(None, [unit, " ".join(bounds)])) if unit else ""
+
+
+def variables_table() -> Iterator[str]:
+    yield "| variable | meaning |"
+    yield "|---|---|"
+    for variable, meaning in variables.OTHERS.items():
+        yield f"| `{variable}` | {meaning} |"
 
 
 def problem_types() -> list[type[errors.ProblemError]]:
@@ -67,6 +118,7 @@ def job_states_table() -> Iterator[str]:
 
 TABLES = {
     "settings": settings_table,
+    "other variables": variables_table,
     "errors": errors_table,
     "reasons": reasons_table,
     "metrics": metrics_table,

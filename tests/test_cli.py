@@ -17,6 +17,7 @@ from service.cli.demo import BROKEN_MESSAGES, Arrival, look
 from service.cli.emit import EmitReport
 from service.cli.rows import preview
 from service.cli.terminal import cell
+from service.local.faults import Fault
 from tests.running import Up, clean_environment, until
 
 pytestmark = pytest.mark.timeout(240)
@@ -123,12 +124,12 @@ def test_the_connections_of_a_running_stack_are_tried_and_what_is_wrong_is_told(
         ("403", "failed", "roles/bigquery.dataViewer"),
         ("404", "warning", "no such"),
     ):
-        signin("local", "faults", "bigquery", "--method", "tables", "--code", code, cwd=up.directory)
+        up.bigquery_fault(Fault(method="tables", code=code))
         done = check()
         assert done.returncode == (1 if status == "failed" else 0)
         assert f"{status:8}table" in done.stdout
         assert words in done.stdout
-    signin("local", "faults", "bigquery", "--clear", cwd=up.directory)
+    up.bigquery_fault()
 
 
 def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(tmp_path):
@@ -141,7 +142,7 @@ def test_the_settings_in_force_are_shown_with_their_origin_and_without_secrets(t
     assert rows["SIGNIN_REGION"] == ("europe-west1", ".env")
     assert rows["SIGNIN_TOPIC"] == ("topic-user-signin", "default")
     assert rows["SIGNIN_DATABASE_URL"] == ("postgresql://***@db.example/signin", str(tmp_path / "url"))
-    assert "hush" not in shown + signin("config", "show", cwd=tmp_path, **given).stdout
+    assert "hush" not in shown
 
 
 def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):

@@ -14,8 +14,8 @@ FILE_SUFFIX = "_FILE"
 # Read elsewhere than in the settings: who reads each, for the README.
 OTHERS = {
     "SIGNIN_URL": "Address of the service that the command line calls",
-    "SIGNIN_API_KEY": "Key that the command line calls the service with (secret)",
-    "SIGNIN_API_KEY_FILE": "File that the key lies in",
+    "SIGNIN_API_KEY": "API key that the command line sends; secret",
+    "SIGNIN_API_KEY_FILE": "File with that key",
     "SIGNIN_JOB_ID": "Set by the local Dataflow for each job that it runs",
 }
 # Kubernetes gives every pod variables for each Service of its namespace: one named `signin-db` must not

@@ -75,10 +75,10 @@ async def readyz(request: Request) -> Ready:
     status may say `degraded`.
     """
     lifetime: Lifetime = request.app.state.lifetime
-    if lifetime.is_ending:
-        raise ShuttingDownError("The service has been asked to end.", retry_after_seconds=1)
     readiness: Readiness = request.app.state.readiness
-    dependencies = await readiness.dependencies()
+    dependencies = {} if lifetime.is_ending else await readiness.dependencies()
+    if lifetime.is_ending:  # perhaps since a moment ago
+        raise ShuttingDownError("The service has been asked to end.", retry_after_seconds=1)
     failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
     if failed.keys() >= HOMES:
         told = {name: each.model_dump(mode="json") for name, each in dependencies.items()}
