@@ -118,7 +118,7 @@ def test_a_table_that_cannot_take_the_rows_is_refused_by_column_and_types(column
         del schema[column]
     else:
         schema[column] |= changed
-    found = bigquery_tables._fields(schema)
+    found = bigquery_tables.columns_of(schema)
     with pytest.raises(bigquery_tables.SchemaError, match=words):
         bigquery_tables.require_schema("p.d.t", found, SIGNIN_SCHEMA)
 
@@ -133,4 +133,4 @@ def test_a_table_that_cannot_take_the_rows_is_refused_by_column_and_types(column
     ],
 )
 def test_a_table_that_can_take_the_rows_is_accepted(schema):
-    bigquery_tables.require_schema("p.d.t", bigquery_tables._fields(schema), SIGNIN_SCHEMA)
+    bigquery_tables.require_schema("p.d.t", bigquery_tables.columns_of(schema), SIGNIN_SCHEMA)
