@@ -26,6 +26,7 @@ from service.local import grpc_server
 from service.local.dataflow import DataflowServer
 from service.local.faults import Fault, FaultSwitch
 from service.local.monitoring import MonitoringServer
+from tests.bigquery_servers import StrictBigQuery
 from tests.doors import AUDIENCE, Issuer
 from tests.serving import NOBODY, pubsub_with_topic, settings_for
 from tests.storage_server import StorageServer
@@ -55,7 +56,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path):
-    with StorageServer("jobs") as storage:
+    with StorageServer("jobs") as storage, StrictBigQuery() as bigquery:
         async with (
             DataflowServer(tmp_path / "dataflow") as dataflow,
             pubsub_with_topic(
@@ -63,7 +64,7 @@ async def world(tmp_path):
                 dataflow_emulator_host=dataflow.address,
                 storage_endpoint=storage.url,
                 temp_location="gs://jobs/temp",
-                bigquery_emulator_host=NOBODY,
+                bigquery_emulator_host=bigquery.url,
             ) as (pubsub, values, _),
             MonitoringServer(pubsub.broker) as monitoring,
         ):
@@ -76,7 +77,7 @@ async def test_what_is_well_is_told_as_ok(world, database_url):
     for name in ("user-signin", "backfill-signin"):
         world.storage.objects["signin-local", f"templates/{name}.json"] = spec
     found = await world.find(database_url=database_url)
-    assert {each.check: each.status for each in found if each.check not in ("table", "dead letters")} == {
+    assert {each.check: each.status for each in found} == {
         "start": "ok",
         "database": "ok",
         "credentials": "skipped",
@@ -85,12 +86,11 @@ async def test_what_is_well_is_told_as_ok(world, database_url):
         "dataflow": "ok",
         "template": "ok",
         "bucket": "ok",
+        "table": "ok",
+        "dead letters": "ok",
         "monitoring": "ok",
         "token issuer": "skipped",
     }
-    assert [each.status for each in found if "table" in each.check or "letters" in each.check] == [
-        "failed"
-    ] * 2
     assert all(each.remedies == () for each in found if each.status == "ok")
 
 
@@ -184,6 +184,17 @@ async def test_buckets_and_templates_that_cannot_be_used_are_told(world, tmp_pat
     world.storage.script = [403]
     [found] = await world.find("bucket")
     assert "roles/storage.objectViewer" in found.remedies[0]
+
+
+async def test_a_table_that_cannot_take_the_rows_is_told_by_its_column(world):
+    with StrictBigQuery(columns=["userid"]) as bigquery:
+        [found] = await world.find("table", bigquery_emulator_host=bigquery.url)
+    assert found.status == "failed"
+    assert "has no column date of the type TIMESTAMP REQUIRED" in found.detail
+    [found] = await world.find("table", table="no table")
+    assert (found.status, found.remedies) == ("failed", ("Set it as dataset.table.",))
+    [found] = await world.find("dead letters", bigquery_emulator_host=NOBODY)
+    assert (found.status, "cannot be reached" in found.detail) == ("failed", True)
 
 
 async def test_the_keys_of_the_issuer_are_fetched(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from service.checkup.findings import Trouble
 from service.checkup.place import Place
@@ -109,7 +110,7 @@ async def _call(place: Place, service: str, method: str, **fields: Any) -> Any:
         response_deserializer=response.FromString,
     )
     # By this header Google finds the server of the resource.
-    metadata = (("x-goog-request-params", f"{routed}={fields[routed]}"),)
+    metadata = (("x-goog-request-params", f"{routed}={quote(fields[routed], safe='')}"),)
     return await stub(request(**fields), timeout=CALL_SECONDS, metadata=metadata)
 
 
