@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -24,7 +24,7 @@ from service.dead_letters import routes as dead_letters
 from service.dead_letters.replayer import Replayer
 from service.dead_letters.table import DeadLetterTable
 from service.edge import Edge
-from service.errors import ConfigError
+from service.errors import ConfigError, DatabaseUnavailableError
 from service.google_rest import GoogleRest
 from service.metrics import Metrics
 from service.outbox import Outbox
@@ -125,7 +125,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
-        stack.push_async_callback(_ended, asyncio.create_task(_warm_up(clients), name="warm-up"))
+        stack.push_async_callback(_ended, asyncio.create_task(_warm_up(clients, database), name="warm-up"))
         for work in (reconciler, relay, metrics, replayer, app.state.guard):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
@@ -151,8 +151,10 @@ async def _require_credentials(clients: Clients) -> None:
         raise
 
 
-async def _warm_up(clients: Clients) -> None:
-    """Imports Google's libraries after the service answers, so that the first event need not wait."""
+async def _warm_up(clients: Clients, database: Database) -> None:
+    """What can wait until the service answers: Google's libraries, which the first event needs, and a look
+    at the schema, of which the log is told where it is not this program's own.
+    """
     try:
         await clients.pubsub()
         await clients.dataflow_jobs()
@@ -161,6 +163,10 @@ async def _warm_up(clients: Clients) -> None:
         gc.freeze()
     except Exception:  # the next call meets the same error and tells it to its caller
         log.exception("Google's client libraries could not be prepared")
+    with suppress(DatabaseUnavailableError):
+        fit = await database.fit()
+        if fit.kind != "current":
+            log.warning("%s", fit.sentence)
 
 
 async def _closed(name: str, close: Callable[[], Awaitable[None]], deadline_seconds: float) -> None:

@@ -66,6 +66,7 @@ class Ready(BaseModel):
     status: Literal["ready", "degraded"]
     dependencies: dict[str, Dependency]
     outbox: Waiting | None = Field(None, description="null while the database does not answer")
+    database_schema: str | None = Field(None, description="How the database's schema fits this program")
 
 
 class Readiness:
@@ -80,6 +81,9 @@ class Readiness:
         self._outbox = outbox
         self._breaker = breaker
         self.waiting: Waiting | None = None
+        self.schema: str | None = None
+        # Whether the schema has ever fitted this program, None while nobody could look.
+        self.fitted: bool | None = None
         self._checks: dict[str, Callable[[], Awaitable[None]]] = {
             "database": self._check_database,
             "pubsub": self._check_pubsub,
@@ -111,9 +115,11 @@ class Readiness:
         )
 
     async def _check_database(self) -> None:
-        await self._database.ping()
-        if not await self._database.is_current():
-            raise ConfigError("the schema is not at the newest revision: run `signin migrate`")
+        fit = await self._database.fit()
+        self.schema = fit.sentence
+        self.fitted = fit.works or bool(self.fitted)
+        if not fit.works:
+            raise ConfigError(fit.sentence)
 
     async def _check_outbox(self) -> None:
         self.waiting = None
@@ -174,19 +180,25 @@ async def healthz() -> Alive:
 async def readyz(request: Request) -> Ready:
     """Tell whether what the service needs answers, the cause where it does not, and what waits.
 
-    503 only where neither the topic nor the outbox takes sign-ins; else the status may say `degraded`.
+    503 only where neither the topic nor the outbox takes sign-ins, or where the program was started on a
+    schema that it cannot use; else the status may say `degraded`.
     """
     readiness: Readiness = request.app.state.readiness
     dependencies = await readiness.dependencies()
     failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
-    if failed.keys() >= HOMES:
+    if failed.keys() >= HOMES or readiness.fitted is False:
         raise NotReadyError(
             "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
             retry_after_seconds=1,
             members={"dependencies": {name: each.model_dump() for name, each in dependencies.items()}},
         )
     status: Literal["ready", "degraded"] = "degraded" if failed else "ready"
-    return Ready(status=status, dependencies=dependencies, outbox=readiness.waiting)
+    return Ready(
+        status=status,
+        dependencies=dependencies,
+        outbox=readiness.waiting,
+        database_schema=readiness.schema,
+    )
 
 
 @router.get("/version")

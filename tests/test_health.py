@@ -7,6 +7,7 @@ import time
 
 from service.app import create_app
 from service.config import Settings
+from service.db import schema
 from service.local.dataflow import DataflowServer
 from service.local.faults import Fault
 from tests.serving import ARTICLE, JSON, NOBODY, assert_problem, pubsub_with_topic, serving, settings_for
@@ -51,7 +52,7 @@ async def test_each_cause_of_not_being_ready_is_told(tmp_path, empty_database_ur
         problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
         causes = {name: each["cause"] for name, each in problem["dependencies"].items()}
         assert causes == {
-            "database": "the schema is not at the newest revision: run `signin migrate`",
+            "database": schema.judge(set(), schema.revisions(), None).sentence,
             "pubsub": "NOT_FOUND",
             "dataflow": "UNAVAILABLE",
             "outbox": "The metadata database has not the tables of this version: run `signin migrate`.",
