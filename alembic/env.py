@@ -49,7 +49,7 @@ def noted(*, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:
         connection.execute(
             insert(models.AppliedMigration).values(
                 revision=revision,
-                works_from=step.up_revision.module.works_from,
+                works_from=getattr(step.up_revision.module, "works_from", revision),  # or it promises nothing
                 applied_at=models.utc_now(),
                 applied_by=f"{release()} on {platform.node()}, process {os.getpid()}"[:128],
             )

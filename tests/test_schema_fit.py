@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -13,6 +17,7 @@ from service.db import migrate, migration_connection, schema
 from service.db.migrations import SchemaBusyError
 from service.db.schema import Revisions, judge
 from service.errors import ConfigError
+from tests.running import clean_environment
 from tests.serving import ARTICLE, JSON, assert_problem, pubsub_with_topic, serving, settings_for
 
 OURS = Revisions(frozenset({"0001", "0002", "0003"}), "0003")
@@ -185,3 +190,43 @@ class TestPostgres:
                 for name in ("lock_timeout", "statement_timeout")
             ]
             assert bounds == ["2s", "1min"]
+
+    def test_of_commands_that_migrate_at_once_one_applies_each_migration(self, url, tmp_path):
+        command = [sys.executable, "-m", "service", "migrate"]
+        environment = clean_environment() | {"SIGNIN_DATABASE_URL": url}
+        running = [
+            subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        said = [process.communicate(timeout=60)[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0, 0]
+        assert sorted(text.count("Applied") for text in said) == [0, 0, 1]
+        assert all("The database is at the newest schema." in text for text in said)
+
+    def test_an_index_is_built_beside_the_work_while_others_wait_to_migrate(self, url, tmp_path, monkeypatch):
+        migrate(settings_at(url))
+        scripts = tmp_path / "alembic"
+        shutil.copytree(schema.scripts_directory(), scripts)
+        sample = CONCURRENTLY.format(schema.revisions().newest)
+        (scripts / "versions" / "9999_concurrently.py").write_text(sample)
+        monkeypatch.setattr(schema, "scripts_directory", lambda: scripts)
+        schema.revisions.cache_clear()
+        try:
+            with ThreadPoolExecutor(3) as pool, held(url, "SELECT count(*) FROM outbox"):
+                waiting = [pool.submit(migrate, settings_at(url)) for _ in range(3)]
+            assert sorted(each.result() for each in waiting) == [[], [], ["9999"]]
+        finally:
+            schema.revisions.cache_clear()
+        with migration_connection(settings_at(url)) as connection:
+            valid = text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_outbox_event'::regclass")
+            assert connection.execute(valid).scalar_one()
+
+
+CONCURRENTLY = """
+from alembic import op
+revision, down_revision, branch_labels, depends_on, works_from = "9999", "{}", None, None, "0003"
+
+def upgrade():
+    with op.get_context().autocommit_block():
+        op.create_index("ix_outbox_event", "outbox", ["event_id"], postgresql_concurrently=True)
+"""

@@ -99,6 +99,8 @@ def migrate(settings: Settings, revision: str = "head", *, wait_seconds: float =
         config.attributes.update(connection=connection, applied=applied)
         while not _done(lambda: command.upgrade(config, revision), connection, deadline):
             time.sleep(min(_PAUSE_SECONDS, max(0.0, deadline.left)))
+    if applied:
+        log.info("the schema was changed: %s", ", ".join(applied))
     return applied
 
 
