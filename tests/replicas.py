@@ -144,10 +144,18 @@ class Turmoil:
             while True:
                 held = "SELECT holder FROM leases WHERE name = 'reconciler' AND expires_at > now()"
                 rows = await self.query(held)
-                name = self._pids.get(int(rows[0][0].partition("-")[0])) if rows else None
+                name = self._named(rows[0][0]) if rows else None
                 if name in self.replicas and name != other_than:
                     return name
                 await asyncio.sleep(0.05)
+
+    def _named(self, holder: str) -> str:
+        """The replica whose process id stands in the name of a holder of the lease."""
+        found = [
+            self._pids[int(part)] for part in holder.split("-") if part.isdigit() and int(part) in self._pids
+        ]
+        assert found, holder
+        return found[0]
 
     async def judge(self, load: Load) -> None:
         """Counts what arrived, and reads what the database and Dataflow's calls say."""
@@ -180,7 +188,7 @@ class Turmoil:
         )
         if any(holders != 1 for _, _, holders, _ in rows):
             self.verdict.complaints.append("a term of the lease had two holders")
-        starts = [(at, self._pids[int(holder.partition("-")[0])]) for _, holder, _, at in rows]
+        starts = [(at, self._named(holder)) for _, holder, _, at in rows]
         self.verdict.terms = len(starts)
         for call in self.calls:
             if not call.is_of_a_tick:
