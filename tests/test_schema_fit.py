@@ -192,7 +192,7 @@ class TestPostgres:
             assert bounds == ["2s", "1min"]
 
     def test_of_commands_that_migrate_at_once_one_applies_each_migration(self, url, tmp_path):
-        command = [sys.executable, "-m", "service", "migrate"]
+        command = [sys.executable, "-m", "service", "migrate", "--wait", "60"]
         environment = clean_environment() | {"SIGNIN_DATABASE_URL": url}
         running = [
             subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
