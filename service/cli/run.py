@@ -83,12 +83,11 @@ def run_server(settings: Settings, *, announce: bool, processes: int = 1) -> Non
     """Serves until a signal comes. Raises ConfigError where the port is taken or credentials are missing."""
     from service import server, workers
     from service.app import create_app
-    from service.db import migrate as migrate_database
 
     if settings.uses_google_cloud:
         asyncio.run(find_credentials(settings))
     if not settings.database_url:
-        migrate_database(settings)  # the embedded default is nobody else's to migrate
+        migrated(settings)  # the embedded default is nobody else's to migrate
     try:
         listener = server.listen_on(settings.host, settings.port)
     except OSError as error:
@@ -145,7 +144,7 @@ def migrated(settings: Settings, wait_seconds: float | None = None) -> list[str]
     except SchemaBusyError as error:
         fail(error.detail)
     except DatabaseUnavailableError as error:
-        fail(f"{error.detail} Is SIGNIN_DATABASE_URL right?")
+        fail(f"{error.detail} Is SIGNIN_DATABASE_URL right?" if settings.database_url else error.detail)
 
 
 def local(
