@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy import make_url
 
 from service.config import Settings
 from service.db import migrate
@@ -45,6 +46,12 @@ class Postgres:
         name = f"test_{next(_numbers)}"
         self._create(name, "migrated" if migrated else "template0")
         return self._url(name)
+
+    def drop(self, url: str) -> None:
+        """Removes a database before the system has written all of it to disk; throws out who is connected."""
+        name = make_url(url).database or ""
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _create(self, name: str, template: str) -> None:
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
