@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -24,7 +24,7 @@ from service.dead_letters import routes as dead_letters
 from service.dead_letters.replayer import Replayer
 from service.dead_letters.table import DeadLetterTable
 from service.edge import Edge
-from service.errors import ConfigError
+from service.errors import ConfigError, DatabaseUnavailableError
 from service.google_rest import GoogleRest
 from service.metrics import Metrics
 from service.outbox import Outbox
@@ -126,7 +126,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker, reconciler)
-        stack.push_async_callback(_ended, _begin_warm_up(clients, app.state.lifetime))
+        stack.push_async_callback(_ended, _begin_warm_up(clients, database, app.state.lifetime))
         for work in (reconciler, relay, metrics, replayer, app.state.guard):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
@@ -152,14 +152,16 @@ async def _require_credentials(clients: Clients) -> None:
         raise
 
 
-def _begin_warm_up(clients: Clients, lifetime: health.Lifetime) -> asyncio.Task[None]:
-    warm_up = asyncio.create_task(_warm_up(clients), name="warm-up")
+def _begin_warm_up(clients: Clients, database: Database, lifetime: health.Lifetime) -> asyncio.Task[None]:
+    warm_up = asyncio.create_task(_warm_up(clients, database), name="warm-up")
     warm_up.add_done_callback(lambda _: lifetime.warmed_up())
     return warm_up
 
 
-async def _warm_up(clients: Clients) -> None:
-    """Imports Google's libraries after the service answers, so that the first event need not wait."""
+async def _warm_up(clients: Clients, database: Database) -> None:
+    """What can wait until the service answers: Google's libraries, which the first event needs, and a look
+    at the schema, of which the log is told where it is not this program's own.
+    """
     try:
         await clients.pubsub()
         await clients.dataflow_jobs()
@@ -168,6 +170,10 @@ async def _warm_up(clients: Clients) -> None:
         gc.freeze()
     except Exception:  # the next call meets the same error and tells it to its caller
         log.exception("Google's client libraries could not be prepared")
+    with suppress(DatabaseUnavailableError):
+        fit = await database.fit()
+        if fit.kind != "current":
+            log.warning("%s", fit.sentence)
 
 
 async def _closed(name: str, close: Callable[[], Awaitable[None]], deadline_seconds: float) -> None:

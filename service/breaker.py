@@ -17,6 +17,7 @@ class Breaker:
     callers wait as long. After `open_seconds` one probe may pass: its success closes the breaker, its
     failure opens it again. A probe of which nothing is heard for `probe_seconds` makes way for the next.
     A failure of a call that began (by `now`) before one that succeeded is old news, and changes nothing.
+    Where an older probe fails first, the success of the newest one takes its effect back.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Breaker:
         self._failures = 0
         self._retry_at = 0.0
         self._good_since = -math.inf
+        self._probed_at = math.inf
         self.state: State = "closed"
         self.cause = ""
         self.opened = 0
@@ -53,7 +55,8 @@ class Breaker:
         if self.state == "closed" or self._clock() < self._retry_at:
             return False
         self.state = "half_open"
-        self._retry_at = self._clock() + self._probe_seconds
+        self._probed_at = self._clock()
+        self._retry_at = self._probed_at + self._probe_seconds
         return True
 
     def seconds_to_probe(self) -> float:
@@ -63,11 +66,12 @@ class Breaker:
     def succeeded(self, began: float) -> bool:
         """A call was answered in time; returns True where that closed the breaker.
 
-        While open it says nothing: that call began before the failures.
+        While open only the newest probe counts, which an older one that failed meanwhile has overtaken; any
+        other call began before the failures.
         """
-        if self.state == "open":
+        if self.state == "open" and began < self._probed_at:
             return False
-        closed = self.state == "half_open"
+        closed = self.state != "closed"
         self._good_since = max(self._good_since, began)
         self.state = "closed"
         self._failures = 0
@@ -87,5 +91,6 @@ class Breaker:
         self.opened += was_closed
         self._retry_at = self._clock() + self._open_seconds
         if was_closed:
+            self._probed_at = math.inf
             self._on_opened()
         return was_closed

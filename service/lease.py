@@ -1,8 +1,8 @@
 """A lease in the database: a piece of work that one replica does at a time, as far as time can tell.
 
-The clock is the replicas' own, so two may hold it for as long as their clocks differ. What must not
-happen twice is therefore guarded by the rows themselves; the lease saves work, and its token tells a
-holder that it was overtaken.
+The clock is the database's, so those of the machines may differ as they like. A holder that stood still for
+longer than the lease may still think that it has it. What must not happen twice is therefore guarded by the
+rows themselves; the lease saves work, and its token tells a holder that it was overtaken.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy.exc
-from sqlalchemy import CursorResult, or_, update
+from sqlalchemy import CursorResult, func, or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.db import Database
 from service.errors import DatabaseUnavailableError
 from service.models import Lease as LeaseRow
-from service.models import utc_now
+from service.models import UtcDateTime, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Lease:
         database: Database,
         name: str,
         seconds: float,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         # The end of a host's name is what tells the pods of a deployment apart.
         self.holder = f"{socket.gethostname()[-_HOST_CHARACTERS:]}-{os.getpid()}-{secrets.token_hex(6)}"
@@ -53,9 +53,9 @@ class Lease:
 
     async def take(self) -> bool:
         """Takes or renews the lease; False where another holds it. `token` is set while it is held."""
-        now = self._clock()
         try:
             async with self._database.transaction() as session:
+                now = await self._now(session)
                 self.token = await self._take(session, now, now + timedelta(seconds=self._seconds))
         except sqlalchemy.exc.IntegrityError:
             self.token = None  # another has made the row at the same time
@@ -77,7 +77,7 @@ class Lease:
         free = update(LeaseRow).where(col(LeaseRow.name) == self._name, col(LeaseRow.token) == self.token)
         self.token = None
         async with self._database.transaction() as session:
-            await session.exec(free.values(expires_at=self._clock()))
+            await session.exec(free.values(expires_at=await self._now(session)))
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -96,6 +96,14 @@ class Lease:
                 if not await self.take():
                     log.warning("the lease %s was taken by another replica", self._name)
                     return
+
+    async def _now(self, session: AsyncSession) -> datetime:
+        """The database's time; on SQLite this machine's, where all its processes are."""
+        if self._clock:
+            return self._clock()
+        if self._database.is_sqlite:
+            return utc_now()
+        return (await session.exec(select(func.clock_timestamp(type_=UtcDateTime)))).one()
 
     async def _take(self, session: AsyncSession, now: datetime, expires_at: datetime) -> int | None:
         """The token under which the lease is held; None where another has it."""

@@ -69,18 +69,18 @@ class Reconciler:
         database: Database,
         dataflow: Dataflow,
         settings: Settings,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._tick_seconds = (metrics or Metrics()).tick_seconds
-        self.control = JobControl(database, dataflow, settings, clock)
+        self.control = JobControl(database, dataflow, settings, clock or utc_now)
         self.lease = Lease(database, LEASE, settings.reconcile_lease_seconds, clock)
         self._database = database
         self._dataflow = dataflow
         self.last_tick: TickReport | None = None
         self._interval = settings.reconcile_interval_seconds
         self._max_calls = settings.reconcile_max_calls
-        self._clock = clock
+        self._clock = clock or utc_now
         self._woken = asyncio.Event()
         self._regions: dict[tuple[str, str], _Region] = defaultdict(_Region)
         self._turns: dict[str, int] = {}

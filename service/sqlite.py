@@ -51,7 +51,7 @@ def _write_ahead(cursor: Any) -> None:
             time.sleep(WAL_PAUSE_SECONDS)
 
 
-def prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy_seconds: int = BUSY_SECONDS) -> None:
+def prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy_seconds: float = BUSY_SECONDS) -> None:
     """Gives each connection its pragmas, and takes BEGIN over from the driver, which would begin too late."""
     path = engine.url.database
 
@@ -60,7 +60,7 @@ def prepare_sqlite(engine: Engine, *, foreign_keys: bool, busy_seconds: int = BU
         record.info[_FILE] = file_identity(path)
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {busy_seconds * 1000}")
+        cursor.execute(f"PRAGMA busy_timeout = {round(busy_seconds * 1000)}")
         _write_ahead(cursor)
         cursor.execute("PRAGMA synchronous = FULL")  # an event in the outbox survives a power cut
         cursor.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import bytecode
+
+bytecode.keep()  # before anything is imported that takes time
+
 from service.config import Settings
 from service.db import Database, migrate
 from tests.job_world import World, make_world
@@ -32,12 +36,15 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def create_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bool], str]:
+def create_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[bool], str]]:
     """Makes a fresh database, migrated or empty, and returns its URL; the test runs once on each kind."""
+    made: list[tuple[Postgres, str]] = []
 
     def create(migrated: bool) -> str:
         if request.param == "postgresql":
-            return request.getfixturevalue("postgres").create(migrated=migrated)
+            server: Postgres = request.getfixturevalue("postgres")
+            made.append((server, url := server.create(migrated=migrated)))
+            return url
         path = tmp_path / f"test_{next(_numbers)}.db"
         if migrated:
             shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
@@ -45,7 +52,9 @@ def create_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[
             path.touch()
         return f"sqlite:///{path}"
 
-    return create
+    yield create
+    for server, url in made:
+        server.drop(url)
 
 
 @pytest.fixture

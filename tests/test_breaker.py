@@ -113,3 +113,41 @@ def test_a_call_that_began_before_one_that_succeeded_and_fails_later_is_old_news
     assert not breaker.failed("DEADLINE_EXCEEDED", began, hung=True)
     assert breaker.is_closed
     assert breaker.failed("DEADLINE_EXCEEDED", breaker.now(), hung=True)
+
+
+def probes(breaker, clock):
+    """An older probe that has made way for a newer one; when each began."""
+    opened(breaker)
+    clock.now += 1.0
+    assert breaker.probe()
+    older = breaker.now()
+    clock.now += 2.0
+    assert breaker.probe()
+    return older, breaker.now()
+
+
+def test_an_older_probe_that_fails_while_the_newest_is_under_way_does_not_outlast_its_success(breaker, clock):
+    older, newest = probes(breaker, clock)
+    clock.now += 0.5
+    breaker.failed("DEADLINE_EXCEEDED", older, hung=True)
+    assert breaker.state == "open"
+    assert breaker.succeeded(newest)
+    assert (breaker.state, breaker.cause, breaker.seconds_to_probe()) == ("closed", "", 0)
+
+
+def test_an_older_probe_that_succeeds_after_the_newest_failed_does_not_close_it(breaker, clock):
+    older, newest = probes(breaker, clock)
+    breaker.failed("UNAVAILABLE", newest)
+    assert not breaker.succeeded(older)
+    assert breaker.state == "open"
+
+
+def test_a_call_from_before_an_outage_does_not_pass_for_the_probe_of_an_earlier_one(breaker, clock):
+    _, newest = probes(breaker, clock)
+    assert breaker.succeeded(newest)
+    clock.now += 5.0
+    before = breaker.now()
+    clock.now += 1.0
+    opened(breaker)
+    assert not breaker.succeeded(before)
+    assert breaker.state == "open"

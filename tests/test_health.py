@@ -14,6 +14,7 @@ from service.breaker import Breaker
 from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow
+from service.db import schema
 from service.health import Readiness
 from service.lease import Lease
 from service.local.dataflow import DataflowServer
@@ -74,7 +75,7 @@ async def test_each_cause_of_not_being_ready_is_told(tmp_path, empty_database_ur
         problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
         causes = {name: each["cause"] for name, each in problem["dependencies"].items()}
         assert causes == {
-            "database": "the schema is not at the newest revision: run `signin migrate`",
+            "database": schema.judge(set(), schema.revisions(), None).sentence,
             "pubsub": "NOT_FOUND",
             "dataflow": "UNAVAILABLE",
             "outbox": "The metadata database has not the tables of this version: run `signin migrate`.",

@@ -15,9 +15,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlmodel import SQLModel
 
-from service import db, job_store
+from service import job_store
 from service.config import Settings
-from service.db import Database, migrate, migration_connection, unmigrate
+from service.db import Database, migrate, migration_connection, schema, unmigrate
 from service.errors import DatabaseUnavailableError
 
 
@@ -110,8 +110,8 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripts = tmp_path / "alembic"
-    shutil.copytree(db.scripts_directory(), scripts)
-    [newest] = db.newest_revisions()
+    shutil.copytree(schema.scripts_directory(), scripts)
+    newest = schema.revisions().newest
     (scripts / "versions" / "9999_breaks.py").write_text(
         "from alembic import op\n"
         f"revision, down_revision, branch_labels, depends_on = '9999', {newest!r}, None, None\n"
@@ -119,21 +119,29 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
         "    op.execute('CREATE TABLE half (id INTEGER)')\n"
         "    raise RuntimeError('broken on purpose')\n"
     )
-    monkeypatch.setattr(db, "scripts_directory", lambda: scripts)
-    with pytest.raises(RuntimeError, match="broken on purpose"):
-        migrate(settings_for(empty_database_url))
-    assert tables(empty_database_url) == set()
+    migrate(settings_for(empty_database_url))
+    before = tables(empty_database_url)
+    monkeypatch.setattr(schema, "scripts_directory", lambda: scripts)
+    schema.revisions.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="broken on purpose"):
+            migrate(settings_for(empty_database_url))
+    finally:
+        schema.revisions.cache_clear()
+    assert tables(empty_database_url) == before
+    with migration_connection(settings_for(empty_database_url)) as connection:
+        assert schema.applied_revisions(connection) == {newest}
 
 
 async def test_the_database_knows_whether_its_schema_is_current(empty_database_url: str) -> None:
     database = Database(settings_for(empty_database_url))
     try:
         await database.ping()
-        assert not await database.is_current()
+        assert (await database.fit()).kind == "older"
         await asyncio.to_thread(migrate, settings_for(empty_database_url))
-        assert await database.is_current()
+        assert (await database.fit()).kind == "current"
         await asyncio.to_thread(unmigrate, settings_for(empty_database_url))
-        assert not await database.is_current()
+        assert (await database.fit()).kind == "older"
     finally:
         await database.close()
 
@@ -159,16 +167,16 @@ async def test_a_missing_schema_is_told_as_unavailable(empty_database_url: str) 
 
 
 def test_the_migrations_run_from_an_installed_package_whose_path_has_a_percent_sign(tmp_path: Path) -> None:
-    root = Path(db.__file__).parents[1]
+    root = schema.scripts_directory().parent
     site = tmp_path / "100%site"
     shutil.copytree(root / "service", site / "service", ignore=shutil.ignore_patterns("__pycache__", "local"))
     shutil.copytree(root / "alembic", site / "service" / "alembic")
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from service import db; from service.config import Settings\n"
-        "assert db.__file__.startswith(sys.argv[1])\n"
-        "assert db.scripts_directory().parent.name == 'service'\n"
-        "db.migrate(Settings(_env_file=None, data_dir='data'))\n"
+        "from service.db import migrate, schema; from service.config import Settings\n"
+        "assert schema.__file__.startswith(sys.argv[1])\n"
+        "assert schema.scripts_directory().parent.name == 'service'\n"
+        "migrate(Settings(_env_file=None, data_dir='data'))\n"
     )
     subprocess.run([sys.executable, "-c", program, str(site)], cwd=tmp_path, check=True, timeout=60)
     assert tables(f"sqlite:///{tmp_path / 'data' / 'signin.db'}") >= {"jobs", "attempts", "job_events"}

@@ -368,6 +368,7 @@ def _sample_name(attributes):
     return dict(pairs)["sample"]
 
 
+@pytest.mark.soak  # ten seconds of it are the deadline after which Pub/Sub gives messages again
 def test_a_killed_job_loses_nothing(local):
     subscription = local.subscribe("killed")
     table = "--output_table=killed.signins"

@@ -1,6 +1,8 @@
 """Job control: attempts that replace each other, the stop ladder, restarts, worker bounds, leases
 
-Only adds: replicas of the version before go on working while and after it is applied.
+Only adds: replicas of the version before go on working while and after it is applied. One thing they do not
+understand: a job that waits for its restart looks to them like a launch whose answer was lost, and where
+nothing answers to its name they may launch it early, or give it up as REJECTED where somebody else's does.
 
 Revision ID: 0003
 Revises: 0002

@@ -11,8 +11,9 @@ from sqlmodel import col, or_, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.config import Settings
-from service.db import Database, migration_connection
-from service.db_failures import was_never_made
+from service.db import Database
+from service.db.engines import reading_connection
+from service.db_failures import told_as_unavailable, was_never_made
 from service.errors import ConfigError, DatabaseUnavailableError
 from service.models import ApiKey
 
@@ -103,7 +104,7 @@ def exist_now(settings: Settings) -> bool:
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return False
     try:
-        with migration_connection(settings) as connection:
+        with told_as_unavailable(), reading_connection(settings) as connection:
             return inspect(connection).has_table(ApiKey.__tablename__) and _any(connection)
     except DatabaseUnavailableError as error:
         raise ConfigError(f"Whether there are API keys cannot be found out. {error.detail}") from error

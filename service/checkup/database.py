@@ -27,10 +27,11 @@ async def database(settings: Settings) -> str:
     database = Database(settings)
     try:
         await database.ping(deadline_seconds=5.0)
-        if not await database.is_current():
-            if is_embedded:
-                return "It is of an earlier schema: `signin serve` migrates it at its start."
-            raise Trouble("Its schema is not at the newest revision.", _MIGRATE)
+        fit = await database.fit()
+        if fit.kind == "older" and is_embedded:
+            return "It is of an earlier schema: `signin serve` migrates it at its start."
+        if not fit.works:
+            raise Trouble(fit.sentence, _MIGRATE)
         await Outbox(database, settings).require_writable()
     except DatabaseUnavailableError as error:
         raise Trouble(
@@ -40,4 +41,4 @@ async def database(settings: Settings) -> str:
         ) from error
     finally:
         await database.close()
-    return "It is at the newest schema and takes writes."
+    return f"{fit.sentence} It takes writes."

@@ -60,6 +60,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on")] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that answer on the port")] = 1,
+    migrate_first: Annotated[
+        bool, typer.Option("--migrate", help="Bring the database to the newest schema before the start")
+    ] = False,
     debug_log: Annotated[Path | None, typer.Option(help="File that gets every log record besides")] = None,
 ) -> None:
     """Run the service alone, against Google Cloud or the emulators that the environment names."""
@@ -70,6 +73,8 @@ def serve(
         settings = load_settings({"host": host, "port": port, "debug_log": debug_log})
         require_startable(settings)
         configure(settings)
+        if migrate_first:
+            migrated(settings)
         run_server(settings, announce=announce, processes=workers)
 
 
@@ -77,12 +82,11 @@ def run_server(settings: Settings, *, announce: bool, processes: int = 1) -> Non
     """Serves until a signal comes. Raises ConfigError where the port is taken or credentials are missing."""
     from service import server, workers
     from service.app import create_app
-    from service.db import migrate as migrate_database
 
     if settings.uses_google_cloud:
         asyncio.run(find_credentials(settings))
     if not settings.database_url:
-        migrate_database(settings)  # the embedded default is nobody else's to migrate
+        migrated(settings)  # the embedded default is nobody else's to migrate
     try:
         listener = server.listen_on(settings.host, settings.port)
     except OSError as error:
@@ -116,17 +120,30 @@ async def find_credentials(settings: Settings) -> None:
         await clients.close()
 
 
-def migrate() -> None:
-    """Bring the metadata database to the newest schema."""
-    from service.db import migrate as migrate_database
-
+def migrate(
+    wait: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds to wait for others who migrate, and for tables in use; 120"),
+    ] = None,
+) -> None:
+    """Bring the metadata database to the newest schema; any number at once apply it once."""
     with clear_errors():
-        settings = load_settings()
-        try:
-            migrate_database(settings)
-        except DatabaseUnavailableError as error:
-            fail(f"{error.detail} Is SIGNIN_DATABASE_URL right?")
+        if applied := migrated(load_settings(), wait):
+            out.print(f"Applied {', '.join(applied)}.", highlight=False)
         out.print("The database is at the newest schema.")
+
+
+def migrated(settings: Settings, wait_seconds: float | None = None) -> list[str]:
+    """Migrates and returns the revisions that were applied; a failure ends the command with its sentence."""
+    from service.db.migrations import WAIT_SECONDS, SchemaBusyError
+    from service.db.migrations import migrate as migrate_database
+
+    try:
+        return migrate_database(settings, wait_seconds=WAIT_SECONDS if wait_seconds is None else wait_seconds)
+    except SchemaBusyError as error:
+        fail(error.detail)
+    except DatabaseUnavailableError as error:
+        fail(f"{error.detail} Is SIGNIN_DATABASE_URL right?" if settings.database_url else error.detail)
 
 
 def local(

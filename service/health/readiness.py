@@ -92,6 +92,9 @@ class Readiness:
         self._began_at = utc_now()
         self.waiting: Waiting | None = None
         self.lease: Lease | None = None
+        self.schema: str | None = None
+        # Whether the schema has ever fitted this program, None while nobody could look.
+        self.fitted: bool | None = None
         self._checks: dict[str, Callable[[], Awaitable[None]]] = {
             "database": self._check_database,
             "pubsub": self._check_pubsub,
@@ -134,9 +137,11 @@ class Readiness:
         )
 
     async def _check_database(self) -> None:
-        await self._database.ping()
-        if not await self._database.is_current():
-            raise ConfigError("the schema is not at the newest revision: run `signin migrate`")
+        fit = await self._database.fit()
+        self.schema = fit.sentence
+        self.fitted = fit.works or bool(self.fitted)
+        if not fit.works:
+            raise ConfigError(fit.sentence)
 
     async def _check_outbox(self) -> None:
         self.waiting = None

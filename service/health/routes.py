@@ -46,6 +46,7 @@ class Ready(BaseModel):
     status: Literal["ready", "degraded"]
     dependencies: dict[str, Dependency]
     outbox: Waiting | None = Field(None, description="null while the database does not answer")
+    database_schema: str | None = Field(None, description="How the database's schema fits this program")
     lease: Lease | None = Field(None, description="null while there is none, or the database does not answer")
 
 
@@ -71,8 +72,8 @@ async def startupz(request: Request) -> Started:
 async def readyz(request: Request) -> Ready:
     """Tell whether what the service needs answers, the cause where it does not, and what waits.
 
-    503 only where neither the topic nor the outbox takes sign-ins, or from the signal to end on; else the
-    status may say `degraded`.
+    503 only where neither the topic nor the outbox takes sign-ins, where the program was started on a schema
+    that it cannot use, or from the signal to end on; else the status may say `degraded`.
     """
     lifetime: Lifetime = request.app.state.lifetime
     readiness: Readiness = request.app.state.readiness
@@ -80,7 +81,7 @@ async def readyz(request: Request) -> Ready:
     if lifetime.is_ending:  # perhaps since a moment ago
         raise ShuttingDownError("The service has been asked to end.", retry_after_seconds=1)
     failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
-    if failed.keys() >= HOMES:
+    if failed.keys() >= HOMES or readiness.fitted is False:
         told = {name: each.model_dump(mode="json") for name, each in dependencies.items()}
         raise NotReadyError(
             "; ".join(f"{name}: {cause}" for name, cause in failed.items()),
@@ -88,7 +89,13 @@ async def readyz(request: Request) -> Ready:
             members={"dependencies": told},
         )
     status: Literal["ready", "degraded"] = "degraded" if failed else "ready"
-    return Ready(status=status, dependencies=dependencies, outbox=readiness.waiting, lease=readiness.lease)
+    return Ready(
+        status=status,
+        dependencies=dependencies,
+        outbox=readiness.waiting,
+        database_schema=readiness.schema,
+        lease=readiness.lease,
+    )
 
 
 @router.get("/version")

@@ -1,43 +1,32 @@
-"""The metadata database: engine, sessions, migrations, and whether it can be reached."""
+"""The database as the service uses it: sessions, transactions, and whether it can be reached."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from functools import cache
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 from weakref import WeakSet
 
 import aiosqlite
 import sqlalchemy.exc
-from sqlalchemy import URL, Connection, Executable, create_engine, make_url, text
+from sqlalchemy import Executable, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.config import Settings
+from service.db import schema
+from service.db.engines import STATEMENT_TIMEOUT_SECONDS, engine_options, is_sqlite, prepare_directory
+from service.db.schema import Fit
 from service.db_failures import FILE_GONE, told_as_unavailable
 from service.errors import DatabaseUnavailableError
 from service.sqlite import has_its_file, prepare_sqlite
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
-log = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_SECONDS = 10
-POOL_SIZE = 10
-POOL_OVERFLOW = 10
-MIGRATION_LOCK_SECONDS = 60
 WORKERS_END_SECONDS = 1.0
-_MIGRATION_LOCK = 0x5167_6E49_6E00  # any number, the same in every replica
 # For one statement after the other: nobody waits for the pool, and a broken connection shows by itself.
 _COMMITTING = {"pool_size": 1, "max_overflow": 1, "pool_pre_ping": False, "isolation_level": "AUTOCOMMIT"}
 
@@ -52,8 +41,8 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         url = make_url(settings.async_database_url)
         prepare_directory(url)
-        self.is_sqlite = url.get_backend_name() == "sqlite"
-        options = engine_options(url, STATEMENT_TIMEOUT_SECONDS)
+        self.is_sqlite = is_sqlite(url)
+        options = engine_options(url)
         self._workers: WeakSet[Thread] = WeakSet()
         if self.is_sqlite:
             options["connect_args"]["async_creator_fn"] = self._connect_sqlite
@@ -133,12 +122,12 @@ class Database:
             async with asyncio.timeout(deadline_seconds), self._engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
 
-    async def is_current(self) -> bool:
-        """Whether the schema is at the newest revision that this program knows."""
-        newest = await asyncio.to_thread(newest_revisions)
+    async def fit(self) -> Fit:
+        """How the schema fits this program."""
+        await asyncio.to_thread(schema.revisions)  # reads files
         with told_as_unavailable():
             async with asyncio.timeout(STATEMENT_TIMEOUT_SECONDS), self._engine.connect() as connection:
-                return await connection.run_sync(applied_revisions) == newest
+                return await connection.run_sync(schema.look)
 
     async def close(self) -> None:
         """Closes every connection, and waits a moment for the threads of those that broke off.
@@ -167,98 +156,3 @@ def join_threads(threads: Sequence[Thread], seconds: float) -> None:
     for thread in threads:
         if thread.is_alive():
             thread.join(max(0.0, until - time.monotonic()))
-
-
-def engine_options(url: URL, statement_timeout_seconds: int) -> dict[str, Any]:
-    """Arguments of create_engine that bound every wait."""
-    # Errors are logged with their statement: the values in it belong to the callers.
-    if url.get_backend_name() == "sqlite":
-        return {"hide_parameters": True, "connect_args": {"timeout": CONNECT_TIMEOUT_SECONDS}}
-    limits = (
-        f"-c statement_timeout={statement_timeout_seconds * 1000} "
-        f"-c idle_in_transaction_session_timeout={(statement_timeout_seconds + 20) * 1000} -c timezone=UTC"
-    )
-    return {
-        "hide_parameters": True,
-        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": limits},
-        "pool_size": POOL_SIZE,
-        "max_overflow": POOL_OVERFLOW,
-        "pool_timeout": CONNECT_TIMEOUT_SECONDS,
-        "pool_pre_ping": True,
-    }
-
-
-def prepare_directory(url: URL) -> None:
-    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-
-
-def scripts_directory() -> Path:
-    """Where the migrations lie: inside the installed package, or beside it in the repository."""
-    package = Path(__file__).parent
-    installed = package / "alembic"
-    return installed if installed.is_dir() else package.parent / "alembic"
-
-
-def alembic_config() -> Config:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(scripts_directory()).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-@cache
-def newest_revisions() -> set[str]:
-    """The newest revisions that this program knows; reads the scripts, once."""
-    from alembic.script import ScriptDirectory
-
-    return set(ScriptDirectory.from_config(alembic_config()).get_heads())
-
-
-def applied_revisions(connection: Connection) -> set[str]:
-    from alembic.runtime.migration import MigrationContext
-
-    return set(MigrationContext.configure(connection).get_current_heads())
-
-
-@contextmanager
-def migration_connection(settings: Settings) -> Iterator[Connection]:
-    """A transaction that only one migrating process has at a time; committed at the end of the block."""
-    url = make_url(settings.async_database_url)
-    prepare_directory(url)
-    is_sqlite = url.get_backend_name() == "sqlite"
-    if is_sqlite:
-        url = url.set(drivername="sqlite")
-    engine = create_engine(url, **engine_options(url, MIGRATION_LOCK_SECONDS))
-    if is_sqlite:
-        # Without foreign keys, because later migrations rebuild tables.
-        prepare_sqlite(engine, foreign_keys=False, busy_seconds=MIGRATION_LOCK_SECONDS)
-    try:
-        with told_as_unavailable(), engine.execution_options(writes=True).begin() as connection:
-            if not is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            yield connection
-    finally:
-        engine.dispose()
-
-
-def migrate(settings: Settings, revision: str = "head") -> None:
-    """Brings the schema up to `revision`, all or nothing; blocks, so an event loop runs it in a thread."""
-    from alembic import command
-
-    with migration_connection(settings) as connection:
-        config = alembic_config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-
-
-def unmigrate(settings: Settings, revision: str = "base") -> None:
-    """Takes the schema down to `revision`, and the data with it."""
-    from alembic import command
-
-    with migration_connection(settings) as connection:
-        config = alembic_config()
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
