@@ -20,7 +20,7 @@ def _moment(value: Any) -> datetime:
     return datetime.fromisoformat(timestamps.canonical(value)).astimezone(UTC)
 
 
-# Behind the bounds of an integer, which its schema would lose otherwise. JSON has one kind of number: 3.0 is whole.
+# JSON has one kind of number: 3.0 is an integer. It stands behind the bounds, or the schema would lose them.
 whole = BeforeValidator(_whole)
 # RFC 3339; without an offset it means UTC, and is in UTC then.
 Moment = Annotated[datetime, BeforeValidator(_moment)]

@@ -18,6 +18,7 @@ _EVENT = {
     "date_invalid",  # RFC 3339 knows a leap second, and offsets that lead out of the years 1 to 9999
     "date_in_future",
 }
+_BATCH = {"invalid_batch", "empty_batch", "batch_too_large", "empty_body", "invalid_utf8"}
 # The codes with which a request may be refused that is right by the schema: rules that no schema can say.
 REFUSALS = {
     "GET /jobs": _PAGE_TOKEN,
@@ -33,8 +34,7 @@ REFUSALS = {
     "PATCH /jobs/{job_id}/autoscaling": {"invalid_request", "idempotency_mismatch"},  # min above max
     "POST /events/signin": _EVENT,
     # OpenAPI 3.1 cannot say what the lines of a text are; and ids of events may be repeated.
-    "POST /events/signin/batch": _EVENT
-    | {"invalid_batch", "empty_batch", "batch_too_large", "empty_body", "invalid_utf8"},
+    "POST /events/signin/batch": _EVENT | _BATCH,
 }
 
 
