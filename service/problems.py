@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from service import errors
 from service.errors import ProblemError
@@ -101,13 +102,14 @@ def allowed_methods(app: FastAPI, request: Request) -> list[str]:
 
     Where the very address is a route, it is nothing else: `/jobs/adopt` is no job.
     """
-    if exact := _METHODS & {method for path, method in served(app.routes) if path == request.url.path}:
-        return sorted(exact)
-    return sorted(
-        method
-        for method in _METHODS
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
-    )
+    methods = _METHODS & {method for path, method in served(app.routes) if path == request.url.path}
+    if not methods:
+        methods = {method for method in _METHODS if _takes(app, {**request.scope, "method": method})}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)  # see `Edge`
+
+
+def _takes(app: FastAPI, scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
 
 
 def served(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hmac
 import json
 import re
 import time
@@ -19,6 +21,13 @@ from tests.doors import Issuer, bearer, make_key, new_ec_key, shut
 from tests.serving import assert_problem, running, settings_for
 
 JOB = "0123456789abcdefghjk"
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"}
+# No error where nothing was sent, the scope where it is too small: RFC 6750, section 3.
+CHALLENGES = {
+    "authentication_required": 'Bearer realm="signin"',
+    "invalid_credentials": 'Bearer realm="signin", error="invalid_token"',
+    "insufficient_scope": 'Bearer realm="signin", error="insufficient_scope", scope="{scope}"',
+}
 
 
 def routes(holder):
@@ -56,24 +65,35 @@ async def credentials(database, wanted):
     wrong = await make_key(database, other, name=f"wrong-{wanted.replace(':', '-')}")
     expired = await make_key(database, scopes.ADMIN, name="expired", lifetime=-1)
     revoked = await make_key(database, scopes.ADMIN, name=f"revoked-{wanted.replace(':', '-')}")
-    await key_store.revoke(database, revoked.row.id, utc_now())
+    await key_store.revoke(database, revoked.row.id, utc_now(), "test")
     unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None)
     other_secret = f"signin_{right.row.id}_{unknown.text[-43:]}"
-    return {
+    refused = (401, "invalid_credentials")
+    malformed = {
+        "nothing after the scheme": bearer(""),
+        "no key at all": bearer("nonsense"),
+        "no key at all, in the other header": {"X-API-Key": "nonsense"},
+        "a word too much": bearer(f"{right.text} {right.text}"),
+        "cut short": bearer(right.text[:-1]),
+        "bytes that are no text": {"X-API-Key": b"signin_\xff\xfe"},
+        "hidden behind a wrong one": bearer(right.text) | {"X-API-Key": wrong.text[:-1]},
+    }
+    return {name: (headers, refused) for name, headers in malformed.items()} | {
         "no key": ({}, (401, "authentication_required")),
         "another scheme": ({"Authorization": "Basic eDp5"}, (401, "authentication_required")),
-        "no key at all": (bearer("nonsense"), (401, "invalid_credentials")),
-        "unknown": (bearer(unknown.text), (401, "invalid_credentials")),
-        "another's secret": (bearer(other_secret), (401, "invalid_credentials")),
-        "expired": (bearer(expired.text), (401, "invalid_credentials")),
-        "revoked": (bearer(revoked.text), (401, "invalid_credentials")),
+        "unknown": (bearer(unknown.text), refused),
+        "another's secret": (bearer(other_secret), refused),
+        "expired": (bearer(expired.text), refused),
+        "revoked": (bearer(revoked.text), refused),
         "wrong scope": (bearer(wrong.text), (403, "insufficient_scope")),
+        "wrong scope, in the other header": ({"X-API-Key": wrong.text}, (403, "insufficient_scope")),
         "right": (bearer(right.text), None),
+        "right, with the scheme in capitals": ({"Authorization": f"BEARER {right.text}"}, None),
         "right, in the other header": ({"X-API-Key": right.text}, None),
     }
 
 
-def tokens(issuer):
+def tokens(issuer, turned_over):
     """A token of each kind, and what it is answered with."""
     now = time.time()
     stranger = rsa.generate_private_key(65537, 2048)
@@ -95,6 +115,8 @@ def tokens(issuer):
         "wrong audience": (issuer.token(aud="https://other.example"), refused),
         "another's signature": (issuer.token(key=stranger), refused),
         "unknown key": (issuer.token(kid="second", key=stranger), refused),
+        "signed with a key that was turned over": (issuer.token("old", key=turned_over), refused),
+        "signed with the key in its place": (issuer.token("new"), None),
         "algorithm of the same family": (issuer.token(algorithm="RS512"), refused),
         "algorithm PS256": (issuer.token(algorithm="PS256"), refused),
         "ES256 under an RSA key's id": (issuer.token(key=new_ec_key()), refused),
@@ -115,7 +137,6 @@ def tokens(issuer):
 def forged(issuer, algorithm, secret):
     """A token that is signed with what everybody knows, or with nothing."""
     import hashlib
-    import hmac
 
     header, payload = issuer.token().split(".")[:2]
     header = encoded(json.dumps({"alg": algorithm, "typ": "JWT", "kid": "first"}).encode())
@@ -141,9 +162,8 @@ async def wrongly_answered(client, rules, kinds):
                 )
             else:
                 problem = assert_problem(response, *expected) if response.status_code == expected[0] else {}
-                right = problem != {} and response.headers["www-authenticate"].startswith(
-                    'Bearer realm="signin"'
-                )
+                challenge = CHALLENGES[expected[1]].format(scope=rules[method, template])
+                right = problem != {} and response.headers["www-authenticate"] == challenge
                 right &= "signin_" not in response.text
             if not right:
                 found[method, template, kind] = (response.status_code, response.text[:200])
@@ -162,11 +182,18 @@ async def test_every_route_answers_every_key_as_the_table_says(tmp_path, databas
 
 
 async def test_every_route_answers_every_token_as_the_table_says(tmp_path, database_url, issuer):
-    values = issuer.settings(control_requests_per_second=0)
+    values = issuer.settings(control_requests_per_second=0, oidc_keys_seconds=0.1)
+    issuer.private["old"] = turned_over = rsa.generate_private_key(65537, 2048)
     async with shut(tmp_path, database_url, **values) as (app, client):
+        assert (await client.get("/jobs", headers=bearer(issuer.token("old")))).status_code == 200
+        del issuer.private["old"]
+        issuer.private["new"] = new_ec_key()
+        await asyncio.sleep(0.11)
         served = routes(app)
         rules = {rule: scope for rule, scope in scopes.RULES.items() if rule in served}
-        kinds = {kind: (bearer(token), expected) for kind, (token, expected) in tokens(issuer).items()}
+        kinds = {
+            kind: (bearer(token), expected) for kind, (token, expected) in tokens(issuer, turned_over).items()
+        }
         assert await wrongly_answered(client, rules, kinds) == {}
 
 
@@ -180,6 +207,58 @@ async def test_a_route_that_was_forgotten_in_the_table_is_for_admins_alone(tmp_p
         refused = await client.get("/forgotten/x", headers=bearer(ordinary.text))
         assert assert_problem(refused, 403, "insufficient_scope")["scope"] == "admin"
         assert (await client.get("/forgotten/x", headers=bearer(admin.text))).text == '"x"'
+
+
+async def test_an_unknown_key_and_a_wrong_secret_cost_the_same_work_and_get_the_same_answer(
+    tmp_path, database_url, monkeypatch
+):
+    compared = []
+    compare_digest = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda *pair: compared.append(1) or compare_digest(*pair))
+    async with shut(tmp_path, database_url) as (app, client):
+        key = await make_key(app.state.database, scopes.ADMIN)
+        unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None).text
+        answers = {}
+        for name, text in {"unknown": unknown, "wrong": key.text[:-43] + unknown[-43:]}.items():
+            before = len(compared)
+            answer = await client.get("/jobs", headers=bearer(text) | {"X-Request-ID": "same"})
+            assert len(compared) == before + 1, name
+            answers[name] = (answer.status_code, answer.content, answer.headers)
+        assert answers["unknown"] == answers["wrong"]
+
+
+async def test_every_address_tells_its_methods_and_takes_no_other(tmp_path, database_url):
+    async with shut(tmp_path, database_url, control_requests_per_second=0) as (app, client):
+        admin = bearer((await make_key(app.state.database, scopes.ADMIN)).text)
+        by_path = {}
+        for method, path in routes(app):
+            by_path.setdefault(path, set()).add(method)
+        for template, methods in by_path.items():
+            path = re.sub(r"{\w+}", JOB, template)
+            methods |= {"HEAD"} if "GET" in methods else set()
+            for method in {
+                "GET",
+                "HEAD",
+                "POST",
+                "PUT",
+                "PATCH",
+                "DELETE",
+                "OPTIONS",
+                "TRACE",
+                "BREW",
+            } - methods:
+                answer = await client.request(method, path, headers=admin)
+                assert (answer.status_code, method, path) == (405, method, path)
+                assert set(answer.headers["allow"].split(", ")) == methods, path
+                assert (await client.request(method, path)).status_code in (401, 405), (method, path)
+
+
+async def test_a_head_is_answered_as_its_get_and_wants_the_same_key(tmp_path, database_url):
+    async with shut(tmp_path, database_url) as (app, client):
+        key = await make_key(app.state.database, scopes.JOBS_READ)
+        assert (await client.head("/jobs")).status_code == 401
+        seen, told = [await ask("/jobs", headers=bearer(key.text)) for ask in (client.head, client.get)]
+        assert (seen.status_code, seen.headers["content-length"]) == (200, told.headers["content-length"])
 
 
 async def test_what_is_not_there_may_be_told_to_anybody(tmp_path, database_url):

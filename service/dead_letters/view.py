@@ -107,6 +107,9 @@ class ReplayView(BaseModel):
     replayed: int = Field(description="Published, or safe in the outbox; in a dry run, those that would be")
     repeated: int = Field(description="Left out: replayed before, or copies of another letter")
     unreplayable: int = Field(description="Left out: the table has not the whole message")
+    actor: str = Field(description="Who asked for it")
+    request_id: str | None = Field(description="The `X-Request-ID` of the request that did")
+    cancelled_by: str | None
     cause: str | None = Field(description="Why the replay failed, or what it waits for")
     created_at: datetime
     started_at: datetime | None
