@@ -102,7 +102,7 @@ def allowed_methods(app: FastAPI, request: Request) -> list[str]:
 
     Where the very address is a route, it is nothing else: `/jobs/adopt` is no job.
     """
-    methods = _METHODS & {method for path, method in served(app.routes) if path == request.url.path}
+    methods = {method for path, method in served(app.routes) if path == request.url.path}
     if not methods:
         methods = {method for method in _METHODS if _takes(app, {**request.scope, "method": method})}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)  # see `Edge`
