@@ -9,6 +9,7 @@ import json
 import re
 import time
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -16,9 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from service.app import create_app
 from service.auth import key_store, keys, scopes
 from service.config import Settings
+from service.db import Database
 from service.models import utc_now
 from tests.doors import Issuer, bearer, make_key, new_ec_key, shut
-from tests.serving import assert_problem, running, settings_for
+from tests.serving import ARTICLE, JSON, assert_problem, pubsub_with_topic, running, settings_for
+from tests.test_connections import listening
 
 JOB = "0123456789abcdefghjk"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"}
@@ -249,6 +252,37 @@ async def test_a_head_is_answered_as_its_get_and_wants_the_same_key(tmp_path, da
         assert (await client.head("/jobs")).status_code == 401
         seen, told = [await ask("/jobs", headers=bearer(key.text)) for ask in (client.head, client.get)]
         assert (seen.status_code, seen.headers["content-length"]) == (200, told.headers["content-length"])
+
+
+async def test_on_a_real_connection_the_short_way_of_sign_ins_has_the_same_door(tmp_path, database_url):
+    values = {"database_url": database_url, "require_authentication": True}
+    async with pubsub_with_topic(tmp_path, **values) as (_, settings, _reader):
+        database = Database(settings)
+        right = await make_key(database, scopes.EVENTS_WRITE)
+        wrong = await make_key(database, scopes.JOBS_READ, name="wrong")
+        await database.close()
+        unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None)
+        async with (
+            listening(settings) as port,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        ):
+            sent = {}
+            for name, headers in {
+                "none": {},
+                "unknown": bearer(unknown.text),
+                "wrong": {"X-API-Key": wrong.text},
+                "right": bearer(right.text),
+                "other header": {"X-API-Key": right.text},
+            }.items():
+                sent[name] = await client.post("/events/signin", content=ARTICLE, headers=JSON | headers)
+            assert_problem(sent["none"], 401, "authentication_required")
+            assert_problem(sent["unknown"], 401, "invalid_credentials")
+            assert_problem(sent["wrong"], 403, "insufficient_scope")
+            assert [sent[name].status_code for name in ("right", "other header")] == [202, 202]
+            assert sent["right"].headers["ratelimit-policy"] == '"events";q=20000;w=10'
+            headed = await client.head("/jobs", headers=bearer(wrong.text))
+            assert (headed.status_code, headed.content) == (200, b"")
+            assert int(headed.headers["content-length"]) > 0
 
 
 async def test_what_is_not_there_may_be_told_to_anybody(tmp_path, database_url):
