@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -99,7 +100,17 @@ def new_key(directory: Path) -> str:
 
 def ask(url: str, bound: Bound, options: Sequence[str]) -> tuple[int, str]:
     """Runs schemathesis; its exit code, which is not 0 where it found anything, and its report."""
-    command = ["uv", "tool", "run", "--quiet", "--python", "3.11", "--from", SCHEMATHESIS, "schemathesis"]
+    command = [
+        os.environ.get("UV", "uv"),
+        "tool",
+        "run",
+        "--quiet",
+        "--python",
+        "3.11",
+        "--from",
+        SCHEMATHESIS,
+        "schemathesis",
+    ]
     command += ["--config-file", str(CONFIGURATION), "run", f"{url}/openapi.json"]
     command += ["--checks", "all", "--phases", bound.phases, "--max-examples", str(bound.examples)]
     command += ["--seed", str(bound.seed), "--no-color", *options]
