@@ -40,7 +40,10 @@ class Audit:
         if status in (401, 403):
             return  # `refused` has noted it
         sent = dict(headers)
-        about = {**scope.get("path_params", {}), **_made(sent.get(b"location", b""))}
+        about: dict[str, Any] = {
+            name: str(value)[:_LONGEST_PATH] for name, value in scope.get("path_params", {}).items()
+        }
+        about.update(_made(sent.get(b"location", b"")))
         if b"idempotency-replayed" in sent:
             about["replayed"] = True  # the answer of an earlier request: nothing was done
         act = f"{scope['method']} {route}"
