@@ -50,7 +50,9 @@ HEADERS = {
     "tracestate": "Travels with a valid traceparent, up to 512 characters",
     "X-Request-ID": "Travels with the message as `request_id` and comes back; if absent, a new one",
 }
-_ENCODING = "How the body is packed; its limit holds for the unpacked bytes too"
+_ENCODING = "`gzip` or `zstd`, as the body is packed; its limit holds for the unpacked bytes too"
+# Names of encodings have no case; `x-gzip` is an old one, and an empty header is as good as none.
+_ENCODINGS = "^(([Xx]-)?[Gg][Zz][Ii][Pp]|[Zz][Ss][Tt][Dd]|[Ii][Dd][Ee][Nn][Tt][Ii][Tt][Yy])?$"
 # What both routes may answer before or after they look at the events.
 PROBLEMS: tuple[type[errors.ProblemError], ...] = (
     errors.MalformedBodyError,
@@ -91,7 +93,7 @@ def request_extras(content: dict[str, Any], idempotency_key: str, longest_key: i
     key = {"type": "string", "pattern": f"^[A-Za-z0-9._:-]{{1,{longest_key}}}$"}
     parameters = [
         _header("Idempotency-Key", idempotency_key, key),
-        _header("Content-Encoding", _ENCODING, {"type": "string", "enum": ["gzip", "zstd", "identity"]}),
+        _header("Content-Encoding", _ENCODING, {"type": "string", "pattern": _ENCODINGS}),
         *(_header(name, text, {"type": "string"}) for name, text in HEADERS.items()),
     ]
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
