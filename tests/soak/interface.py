@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,19 +99,16 @@ def new_key(directory: Path) -> str:
     return str(json.loads(made.stdout)["key"])
 
 
+def newest_release() -> str:
+    """The date that bounds what is installed beside schemathesis, as it does everything else here."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return str(project["tool"]["uv"]["exclude-newer"])
+
+
 def ask(url: str, bound: Bound, options: Sequence[str]) -> tuple[int, str]:
     """Runs schemathesis; its exit code, which is not 0 where it found anything, and its report."""
-    command = [
-        os.environ.get("UV", "uv"),
-        "tool",
-        "run",
-        "--quiet",
-        "--python",
-        "3.11",
-        "--from",
-        SCHEMATHESIS,
-        "schemathesis",
-    ]
+    command = [os.environ.get("UV", "uv"), "tool", "run", "--quiet", "--python", "3.11"]
+    command += ["--exclude-newer", newest_release(), "--from", SCHEMATHESIS, "schemathesis"]
     command += ["--config-file", str(CONFIGURATION), "run", f"{url}/openapi.json"]
     command += ["--checks", "all", "--phases", bound.phases, "--max-examples", str(bound.examples)]
     command += ["--seed", str(bound.seed), "--no-color", *options]
