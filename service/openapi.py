@@ -13,16 +13,15 @@ from service.models import ID_LENGTH
 from service.problems import add_answers
 
 _TEXT: dict[str, Any] = {"schema": {"type": "string"}}
-_REQUEST_ID = {"description": "The caller's id of the request, or a new one", **_TEXT}
-_CHALLENGE = {"description": "RFC 6750: `Bearer`, and where a credential was sent its error", **_TEXT}
-_RETRY_AFTER = {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}}
-_LIMITS = {
-    "RateLimit-Policy": {
-        "description": 'The quota of this key: `"control";q=200;w=10`',
-        **_TEXT,
-    },
+# What answers say besides, by the name of its description.
+_HEADERS: dict[str, dict[str, Any]] = {
+    "RequestId": {"description": "The caller's id of the request, or a new one", **_TEXT},
+    "Challenge": {"description": "RFC 6750: `Bearer`, and where a credential was sent its error", **_TEXT},
+    "RetryAfter": {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}},
+    "RateLimitPolicy": {"description": 'The quota of this key: `"control";q=200;w=10`', **_TEXT},
     "RateLimit": {"description": 'What is left of it: `"control";r=199;t=1`', **_TEXT},
 }
+_ALWAYS = "Always"  # behind the name where no such answer is without it
 # Requests that never come as far as the routes.
 _UNROUTED: tuple[type[errors.ProblemError], ...] = (
     errors.MalformedRequestError,
@@ -63,7 +62,11 @@ def install(app: FastAPI) -> None:
 
 def completed(schema: dict[str, Any]) -> dict[str, Any]:
     """Puts what is missing into `schema` itself."""
-    schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+    components = schema.setdefault("components", {})
+    components["headers"] = _HEADERS | {
+        f"{name}{_ALWAYS}": {**header, "required": True} for name, header in _HEADERS.items()
+    }
+    schemes = components.setdefault("securitySchemes", {})
     schemes["bearer"] = {
         "type": "http",
         "scheme": "bearer",
@@ -99,13 +102,18 @@ def _say_access(operation: dict[str, Any], wanted: str) -> None:
 def _say_headers(operation: dict[str, Any], *, is_open: bool) -> None:
     for status, answer in operation["responses"].items():
         headers = answer.setdefault("headers", {})
-        headers["X-Request-ID"] = _REQUEST_ID | {"required": status not in _OF_CONNECTIONS}
+        headers["X-Request-ID"] = _header("RequestId", always=status not in _OF_CONNECTIONS)
         if status in ("401", "403"):
-            headers["WWW-Authenticate"] = _CHALLENGE | {"required": status == "401"}
+            headers["WWW-Authenticate"] = _header("Challenge", always=status == "401")
         elif not is_open:
-            headers.update(_LIMITS)
+            headers["RateLimit-Policy"] = _header("RateLimitPolicy")
+            headers["RateLimit"] = _header("RateLimit")
         if status in ("409", "429", "503"):
-            headers["Retry-After"] = _RETRY_AFTER | {"required": status == "429"}
+            headers["Retry-After"] = _header("RetryAfter", always=status == "429")
+
+
+def _header(name: str, *, always: bool = False) -> dict[str, Any]:
+    return {"$ref": f"#/components/headers/{name}{_ALWAYS if always else ''}"}
 
 
 def _say_links(schema: dict[str, Any]) -> None:
