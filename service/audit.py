@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import Scope
 
 from service.auth import scopes
-from service.auth.callers import actor_of
+from service.auth.callers import SCOPE_KEY, actor_of
 from service.auth.rate_limits import Bucket
 from service.metrics.values import route_of
 
@@ -60,7 +60,8 @@ class Audit:
             about["unlogged"], self._unlogged = self._unlogged, 0
         path = scope["path"][:_LONGEST_PATH].encode("unicode_escape").decode()  # a line of a log stays one
         act = f"{scope['method']} {path}"
-        _write(logging.WARNING, "%s: %s, refused with %d", actor_of(scope), act, status, about=about)
+        actor = actor_of(scope) if SCOPE_KEY in scope else "nobody"
+        _write(logging.WARNING, "%s: %s, refused with %d", actor, act, status, about=about)
 
 
 def _write(level: int, text: str, actor: str, act: str, status: int, *, about: dict[str, Any]) -> None:

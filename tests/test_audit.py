@@ -122,7 +122,7 @@ async def test_the_log_has_the_request_s_id_beside_the_act(tmp_path, database_ur
         logging.getLogger("service.audit").removeHandler(handler)
     [entry] = written
     assert (entry["severity"], entry["request_id"]) == ("WARNING", "r-9")
-    assert entry["message"] == "api: POST /jobs, refused with 401"
+    assert entry["message"] == "nobody: POST /jobs, refused with 401"
 
 
 async def test_sign_ins_and_looks_are_no_acts(tmp_path, database_url, records):
@@ -149,8 +149,8 @@ async def test_refusals_are_logged_at_a_bounded_rate_and_never_with_the_key(
         said = records()
         assert [(each["actor"], each["act"], each["status"], each["code"]) for each in said] == [
             ("key:sender", "POST /jobs", 403, "insufficient_scope"),
-            ("api", "GET /jobs/a\\nb", 401, "invalid_credentials"),
-            *[("api", "POST /events/signin", 401, "authentication_required")] * 2,
+            ("nobody", "GET /jobs/a\\nb", 401, "invalid_credentials"),
+            *[("nobody", "POST /events/signin", 401, "authentication_required")] * 2,
         ]
         monkeypatch.setattr(audit, "REFUSALS_PER_SECOND", 1e9)
         await client.get("/jobs")
