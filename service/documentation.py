@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import FastAPI, Response
-from starlette.responses import FileResponse
 
 from service.errors import RouteNotFoundError
 
@@ -50,15 +51,16 @@ async def file(name: str) -> Response:
         return Response(_START, media_type="text/javascript", headers=_KEPT)
     if name not in _MEDIA_TYPES:
         raise RouteNotFoundError("There is nothing at this address.")
-    return FileResponse(_directory() / name, media_type=_MEDIA_TYPES[name], headers=_KEPT)
+    return Response(await asyncio.to_thread(_read, name), media_type=_MEDIA_TYPES[name], headers=_KEPT)
 
 
-def _directory() -> Path:
-    """Where the package `fastapi-offline` has them; it is not imported."""
+@cache
+def _read(name: str) -> bytes:
+    """A file of the package `fastapi-offline`, which is not imported."""
     package = find_spec("fastapi_offline")
     assert package
     assert package.origin
-    return Path(package.origin).with_name("static")
+    return (Path(package.origin).with_name("static") / name).read_bytes()
 
 
 def _page(title: str) -> str:
