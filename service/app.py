@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service import documentation, events, health, jobs, problems, scrape
+from service import documentation, events, health, jobs, openapi, problems, scrape
 from service.auth import Guard
 from service.auth.routes import Routes
 from service.bodies import Bodies
@@ -77,7 +77,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(scrape.router)
     problems.install(app, app.state.metrics)
-    documentation.describe_access(app)
+    openapi.install(app)
     if settings.docs:
         documentation.install(app)
     return app

@@ -1,94 +1,74 @@
-"""`/docs`: the page that shows the OpenAPI document, which may load what it needs and nothing else."""
+"""`/docs`: Swagger UI with our OpenAPI document, a page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
-from typing import Any
+import asyncio
+import html
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 from fastapi import FastAPI, Response
-from fastapi.openapi.docs import get_swagger_ui_html
 
-from service import errors
-from service.auth import scopes
-from service.problems import responses
+from service.errors import RouteNotFoundError
 
 PAGE = "/docs"
 OPENAPI = "/openapi.json"
-_LIBRARY = "https://cdn.jsdelivr.net"
-_ICON = "https://fastapi.tiangolo.com"
-_INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+FILE = PAGE + "/{name}"
+_KEPT = {"Cache-Control": "public, max-age=3600"}
+_MEDIA_TYPES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+_PROGRAM = "start.js"
+_START = f"""\
+SwaggerUIBundle({{
+  url: "{OPENAPI}",
+  dom_id: "#interface",
+  deepLinking: true,
+  layout: "BaseLayout",
+  validatorUrl: null,
+}});
+"""
+# `data:` are the icons in Swagger UI's own style sheet.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def install(app: FastAPI) -> None:
-    """Serves the page, and makes the OpenAPI document say what each route wants."""
-    html = get_swagger_ui_html(openapi_url=OPENAPI, title=app.title).body
-    policy = page_policy(bytes(html).decode())
+    """Serves the page and the files that it is made of."""
+    text = _page(app.title)
 
-    async def docs() -> Response:
-        return Response(html, media_type="text/html", headers={"Content-Security-Policy": policy})
+    async def page() -> Response:
+        return Response(text, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
 
-    app.add_api_route(PAGE, docs, include_in_schema=False)
-
-
-def describe_access(app: FastAPI) -> None:
-    """Adds keys, scopes and what they are refused with to the OpenAPI document of `app`."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        return app.openapi_schema or secured(describe())
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.add_api_route(PAGE, page, include_in_schema=False)
+    app.add_api_route(FILE, file, include_in_schema=False)
 
 
-def page_policy(html: str) -> str:
-    """The Content-Security-Policy of the page: its own inline script, by its hash, and Swagger UI's files."""
-    hashes = (hashlib.sha256(script.encode()).digest() for script in _INLINE.findall(html))
-    inline = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in hashes)
+async def file(name: str) -> Response:
+    """One file of the page. Raises RouteNotFoundError."""
+    if name == _PROGRAM:
+        return Response(_START, media_type="text/javascript", headers=_KEPT)
+    if name not in _MEDIA_TYPES:
+        raise RouteNotFoundError("There is nothing at this address.")
+    return Response(await asyncio.to_thread(_read, name), media_type=_MEDIA_TYPES[name], headers=_KEPT)
+
+
+@cache
+def _read(name: str) -> bytes:
+    """A file of the package `fastapi-offline`, which is not imported."""
+    package = find_spec("fastapi_offline")
+    assert package
+    assert package.origin
+    return (Path(package.origin).with_name("static") / name).read_bytes()
+
+
+def _page(title: str) -> str:
     return (
-        f"default-src 'none'; script-src {_LIBRARY} {inline}; style-src {_LIBRARY} 'unsafe-inline'; "
-        f"img-src data: {_ICON}; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title>"
+        f"<link rel=stylesheet href={PAGE}/swagger-ui.css><link rel=icon href=data:,>"
+        f"<div id=interface></div><script src={PAGE}/swagger-ui-bundle.js></script>"
+        f"<script src={PAGE}/{_PROGRAM}></script></html>"
     )
-
-
-def secured(schema: dict[str, Any]) -> dict[str, Any]:
-    """Puts who may call what into `schema` itself."""
-    schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
-    schemes["bearer"] = {
-        "type": "http",
-        "scheme": "bearer",
-        "description": "An API key of `signin keys create`, or a token of the OpenID Connect issuer.",
-    }
-    schemes["key"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-    for path, operations in schema.get("paths", {}).items():
-        for method, operation in operations.items():
-            wanted = scopes.RULES.get((method.upper(), path), scopes.ADMIN)
-            _secure(operation, wanted)
-    return schema
-
-
-def _secure(operation: dict[str, Any], wanted: str) -> None:
-    told: list[type[errors.ProblemError]] = [errors.HostNotAllowedError]
-    if wanted == scopes.OPEN:
-        operation["security"] = []
-    else:
-        operation["security"] = [{"bearer": []}, {"key": []}]
-        operation["description"] = (
-            f"{operation.get('description', '')}\n\nNeeds the scope `{wanted}`.".strip()
-        )
-        told += [
-            errors.AuthenticationRequiredError,
-            errors.InvalidCredentialsError,
-            errors.InsufficientScopeError,
-            errors.OriginNotAllowedError,
-            errors.RateLimitedError,
-            errors.AuthenticationUnavailableError,
-        ]
-    answers = operation["responses"]
-    for status, answer in responses(*told).items():
-        known = answers.setdefault(str(status), answer)
-        if known is not answer:  # another problem has this status
-            known["description"] = f"{known['description']} {answer['description']}".strip()
-    operation["responses"] = dict(sorted(answers.items()))

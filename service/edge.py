@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import answer_headers, connections, problems
 from service.answer_headers import Headers
+from service.audit import Audit
 from service.auth import Guard
 from service.bodies import Bodies, Body
 from service.errors import ProblemError, ShuttingDownError
@@ -53,6 +54,7 @@ class Edge:
     ) -> None:
         self._metrics = metrics or Metrics()
         self._guard = guard
+        self._audit = Audit()
         self._app = app
         self._bodies = bodies
         self._endpoints = endpoints
@@ -64,6 +66,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started_at = time.perf_counter()
+        if scope["method"] == "HEAD":
+            scope = _as_get(scope)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = self._request_id(headers)
         current_request_id.set(request_id.decode())
@@ -84,6 +88,8 @@ class Edge:
             await self._settle(error, scope, receive, answer)
         finally:
             self._metrics.request_answered(scope, answer.status, time.perf_counter() - started_at)
+            if scope["path"] not in self._endpoints:
+                self._audit.answered(scope, answer.status, answer.sent)
             if body:
                 body.release()
 
@@ -98,6 +104,8 @@ class Edge:
             raise error
         problem = _problem(error, scope)
         self._metrics.problem_answered(scope, problem.problem_code)
+        if problem.status in (401, 403):
+            self._audit.refused(scope, problem.status, problem.problem_code)
         await problems.rendered(problem, scope["path"])(scope, receive, answer)
         if isinstance(error, asyncio.CancelledError):
             raise error
@@ -112,12 +120,13 @@ class Edge:
 class Answer:
     """The ASGI channel of one answer; it adds what every answer carries, and knows how far it has come."""
 
-    __slots__ = ("_body", "_send", "ended", "headers", "started", "status")
+    __slots__ = ("_body", "_send", "ended", "headers", "sent", "started", "status")
 
     def __init__(self, send: Send, request_id: bytes, body: Body | None) -> None:
         self._send = send
         self.headers: Headers = ((b"x-request-id", request_id), answer_headers.NO_SNIFFING)
         self._body = body
+        self.sent: Sequence[answer_headers.Header] = ()
         self.started = False
         self.status = 499  # while there is none: the caller went away
         self.ended = False
@@ -131,6 +140,7 @@ class Answer:
                 *self.headers,
                 *answer_headers.missing(message["headers"]),
             ]
+            self.sent = message["headers"]
             if self._body and not self._body.complete:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
@@ -144,6 +154,12 @@ class Answer:
             self.status = response.status_code
         else:
             await response(scope, receive, self)
+
+
+def _as_get(scope: Scope) -> Scope:
+    """A HEAD as its GET: the server leaves the body out. It never becomes a stream, which would not end."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"accept"]
+    return {**scope, "method": "GET", "headers": headers}
 
 
 def _problem(error: BaseException, scope: Scope) -> ProblemError:

@@ -58,7 +58,11 @@ class Unfinished:
 
 def idempotency_key(
     idempotency_key: Annotated[
-        str | None, Header(description="The same request sent again under one key takes effect once")
+        str | None,
+        Header(
+            description="The same request sent again under one key takes effect once",
+            json_schema_extra={"pattern": "^[!-~]{1,200}$"},
+        ),
     ] = None,
 ) -> str | None:
     """The header's key, without the quotes of a structured field. Raises InvalidIdempotencyKeyError."""

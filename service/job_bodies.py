@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.launch_environment import LaunchEnvironment
+from service.json_values import whole
+from service.launch_environment import LaunchEnvironment, Workers
 from service.pipelines import BUILT_IN
 
 DEFAULT_BASE_NAME = "signin-user-tobigquery"
@@ -19,10 +20,8 @@ TemplatePath = Annotated[str, Field(pattern=r"^gs://[^/\s]+/\S+$", max_length=10
 DataflowId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 Region = Annotated[str, Field(pattern=r"^[a-z]+(-[a-z]+)+[0-9]+$", max_length=63)]
 OnDeadline = Literal["wait", "cancel"]
-DrainDeadline = Annotated[
-    int | None,
-    Field(ge=1, le=LONGEST_DRAIN_DEADLINE_SECONDS, description="Seconds after which the drain is overdue"),
-]
+_DrainSeconds = Annotated[int, Field(ge=1, le=LONGEST_DRAIN_DEADLINE_SECONDS), whole]
+DrainDeadline = Annotated[_DrainSeconds | None, Field(description="Seconds after which the drain is overdue")]
 
 
 class _Body(BaseModel):
@@ -54,7 +53,9 @@ class NewJob(_Body):
     restart_policy: Literal["never", "on-failure"] = Field(
         "never", description="Whether a job that FAILED is launched again, after a pause that grows"
     )
-    restart_limit: int = Field(3, ge=1, le=100, description="How often, with `on-failure`")
+    restart_limit: Annotated[int, Field(ge=1, le=100), whole] = Field(
+        3, description="How often, with `on-failure`"
+    )
 
 
 class Drain(_Body):
@@ -92,10 +93,19 @@ class JobUpdate(_Body):
 
 
 class Scaling(_Body):
-    """Bounds of the workers of a running job; null leaves one as it is."""
+    """Bounds of the workers of a running job, at least one; null leaves the other as it is."""
 
-    min_workers: int | None = Field(None, ge=1, le=1000)
-    max_workers: int | None = Field(None, ge=1, le=1000)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "integer"}}}
+                for name in ("min_workers", "max_workers")
+            ]
+        }
+    )
+
+    min_workers: Workers | None = None
+    max_workers: Workers | None = None
 
 
 class Adoption(_Body):

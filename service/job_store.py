@@ -12,6 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.job_state import Standing
+from service.logs import current_request_id
 from service.models import Attempt, Job, JobEvent
 
 SERVICE_ACTOR = "service"
@@ -135,7 +136,18 @@ def record(
 ) -> None:
     """Notes a change in the job's history; every change passes here, so that the version tells of it."""
     job.version += 1
-    session.add(JobEvent(job_id=job.id, sequence=job.version, at=at, kind=kind, detail=detail, actor=actor))
+    asked_by = current_request_id.get() if actor != SERVICE_ACTOR else None
+    session.add(
+        JobEvent(
+            job_id=job.id,
+            sequence=job.version,
+            at=at,
+            kind=kind,
+            detail=detail,
+            actor=actor,
+            request_id=asked_by or None,
+        )
+    )
 
 
 async def touch(session: AsyncSession, job_ids: Sequence[str], at: datetime) -> None:

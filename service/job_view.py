@@ -99,7 +99,8 @@ class EventView(BaseModel):
     at: datetime
     kind: str
     detail: dict[str, Any]
-    actor: str
+    actor: str = Field(description="Who did it: `key:NAME`, `token:SUBJECT`, `api` or `service`")
+    request_id: str | None = Field(description="The `X-Request-ID` of the request that asked for it")
 
 
 class EventPage(BaseModel):

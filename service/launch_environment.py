@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.json_values import whole
+
 MOST_LABELS = 48  # of the 64 that a resource may have; Dataflow and this service set some themselves
 
+Workers = Annotated[int, Field(ge=1, le=1000), whole]
 _Machine = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=63)]
 _Bucket = Annotated[
     str, Field(pattern=r"^gs://[a-z0-9][-_.a-z0-9]{1,220}(/[^\s?#*\[\]]*)?$", max_length=1024)
@@ -26,11 +29,11 @@ class LaunchEnvironment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    num_workers: int | None = Field(None, ge=1, le=1000, description="Workers at the start")
-    max_workers: int | None = Field(None, ge=1, le=1000, description="Most workers")
+    num_workers: Workers | None = Field(None, description="Workers at the start")
+    max_workers: Workers | None = Field(None, description="Most workers")
     machine_type: _Machine | None = Field(None, description="Compute Engine machine type of the workers")
     launcher_machine_type: _Machine | None = Field(None, description="The same of the launcher")
-    disk_size_gb: int | None = Field(None, ge=10, le=65_536)
+    disk_size_gb: Annotated[int, Field(ge=10, le=65_536), whole] | None = None
     worker_region: str | None = Field(None, pattern=r"^[a-z]+(-[a-z]+)+[0-9]+$", max_length=63)
     worker_zone: str | None = Field(None, pattern=r"^[a-z]+(-[a-z]+)+[0-9]+-[a-z]$", max_length=63)
     network: str | None = Field(None, pattern=r"^[-a-z0-9./:_]+$", max_length=512)

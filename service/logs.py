@@ -42,6 +42,7 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id := current_request_id.get():
             entry["request_id"] = request_id
+        entry.update(getattr(record, "fields", {}))  # of records that are made for programs
         if record.exc_info:
             entry["stack_trace"] = self.formatException(record.exc_info)
         return msgspec.json.encode(entry).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import http
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -15,7 +15,8 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from service import errors
 from service.errors import ProblemError
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 PAGE = "/errors"
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
 
 class Problem(BaseModel):
@@ -96,12 +98,28 @@ def from_http(error: HTTPException) -> ProblemError:
 
 
 def allowed_methods(app: FastAPI, request: Request) -> list[str]:
-    """What may be done at the address of `request`; the framework knows only its first route's method."""
-    return [
-        method
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.routes)
-    ]
+    """What may be done at the address of `request`; the framework knows only its first route's method.
+
+    Where the very address is a route, it is nothing else: `/jobs/adopt` is no job.
+    """
+    methods = {method for path, method in served(app.routes) if path == request.url.path}
+    if not methods:
+        methods = {method for method in _METHODS if _takes(app, {**request.scope, "method": method})}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)  # see `Edge`
+
+
+def _takes(app: FastAPI, scope: Scope) -> bool:
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+
+def served(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, str]]:
+    """Each path, as it was declared, and method that is served."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield from ((route.path, method) for method in route.methods or ())
+        else:  # FastAPI keeps an included router as one route
+            inner = getattr(route, "original_router", None)
+            yield from served(inner.routes if inner else ())
 
 
 def _other(status: int) -> ProblemError:
@@ -189,19 +207,28 @@ def documented(schema: dict[str, Any]) -> dict[str, Any]:
         components.pop(framework_schema, None)
     components["Problem"] = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     for operation in _operations(schema):
-        answers: dict[str, Any] = operation["responses"]
-        always = [ProblemError]
+        always: list[type[ProblemError]] = [ProblemError]
         if "requestBody" in operation:
             always += [errors.MalformedBodyError, errors.BodyTooLargeError]
-        for status, answer in responses(*always).items():
-            answers.setdefault(str(status), answer)
-        for status, answer in answers.items():
+        add_answers(operation, *always)
+        for status, answer in operation["responses"].items():
             if status >= "400" and MEDIA_TYPE not in answer.get("content", {}):
                 answer["content"] = {MEDIA_TYPE: {"schema": _SCHEMA}}
                 if answer["description"] == "Validation Error":
                     answer["description"] = responses(errors.InvalidRequestError)[422]["description"]
-        operation["responses"] = dict(sorted(answers.items()))
     return schema
+
+
+def add_answers(operation: dict[str, Any], *problems: type[ProblemError]) -> None:
+    """Adds what `operation` may also be answered with, to what it says of the same status already."""
+    answers: dict[str, Any] = operation["responses"]
+    for status, answer in responses(*problems).items():
+        known = answers.setdefault(str(status), answer)
+        if known is not answer:
+            told = known["description"]
+            sentences = [f"`{each.code}`: {each.title}." for each in problems if each.status == status]
+            known["description"] = " ".join([told, *(each for each in sentences if each not in told)]).strip()
+    operation["responses"] = dict(sorted(answers.items()))
 
 
 def _operations(schema: dict[str, Any]) -> Iterable[dict[str, Any]]:

@@ -34,7 +34,7 @@ async def make_key(database, *scopes, name="tester", lifetime=None):
     now = utc_now()
     expires_at = None if lifetime is None else now + timedelta(seconds=lifetime)
     new = keys.generate(name, frozenset(scopes), now, expires_at)
-    await key_store.insert(database, new.row, now)
+    await key_store.insert(database, new.row, now, "test")
     return new
 
 

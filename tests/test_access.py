@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hmac
 import json
 import re
 import time
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -14,11 +17,20 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from service.app import create_app
 from service.auth import key_store, keys, scopes
 from service.config import Settings
+from service.db import Database
 from service.models import utc_now
 from tests.doors import Issuer, bearer, make_key, new_ec_key, shut
-from tests.serving import assert_problem, running, settings_for
+from tests.serving import ARTICLE, JSON, assert_problem, pubsub_with_topic, running, settings_for
+from tests.test_connections import listening
 
 JOB = "0123456789abcdefghjk"
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"}
+# No error where nothing was sent, the scope where it is too small: RFC 6750, section 3.
+CHALLENGES = {
+    "authentication_required": 'Bearer realm="signin"',
+    "invalid_credentials": 'Bearer realm="signin", error="invalid_token"',
+    "insufficient_scope": 'Bearer realm="signin", error="insufficient_scope", scope="{scope}"',
+}
 
 
 def routes(holder):
@@ -56,24 +68,35 @@ async def credentials(database, wanted):
     wrong = await make_key(database, other, name=f"wrong-{wanted.replace(':', '-')}")
     expired = await make_key(database, scopes.ADMIN, name="expired", lifetime=-1)
     revoked = await make_key(database, scopes.ADMIN, name=f"revoked-{wanted.replace(':', '-')}")
-    await key_store.revoke(database, revoked.row.id, utc_now())
+    await key_store.revoke(database, revoked.row.id, utc_now(), "test")
     unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None)
     other_secret = f"signin_{right.row.id}_{unknown.text[-43:]}"
-    return {
+    refused = (401, "invalid_credentials")
+    malformed = {
+        "nothing after the scheme": bearer(""),
+        "no key at all": bearer("nonsense"),
+        "no key at all, in the other header": {"X-API-Key": "nonsense"},
+        "a word too much": bearer(f"{right.text} {right.text}"),
+        "cut short": bearer(right.text[:-1]),
+        "bytes that are no text": {"X-API-Key": b"signin_\xff\xfe"},
+        "hidden behind a wrong one": bearer(right.text) | {"X-API-Key": wrong.text[:-1]},
+    }
+    return {name: (headers, refused) for name, headers in malformed.items()} | {
         "no key": ({}, (401, "authentication_required")),
         "another scheme": ({"Authorization": "Basic eDp5"}, (401, "authentication_required")),
-        "no key at all": (bearer("nonsense"), (401, "invalid_credentials")),
-        "unknown": (bearer(unknown.text), (401, "invalid_credentials")),
-        "another's secret": (bearer(other_secret), (401, "invalid_credentials")),
-        "expired": (bearer(expired.text), (401, "invalid_credentials")),
-        "revoked": (bearer(revoked.text), (401, "invalid_credentials")),
+        "unknown": (bearer(unknown.text), refused),
+        "another's secret": (bearer(other_secret), refused),
+        "expired": (bearer(expired.text), refused),
+        "revoked": (bearer(revoked.text), refused),
         "wrong scope": (bearer(wrong.text), (403, "insufficient_scope")),
+        "wrong scope, in the other header": ({"X-API-Key": wrong.text}, (403, "insufficient_scope")),
         "right": (bearer(right.text), None),
+        "right, with the scheme in capitals": ({"Authorization": f"BEARER {right.text}"}, None),
         "right, in the other header": ({"X-API-Key": right.text}, None),
     }
 
 
-def tokens(issuer):
+def tokens(issuer, turned_over):
     """A token of each kind, and what it is answered with."""
     now = time.time()
     stranger = rsa.generate_private_key(65537, 2048)
@@ -95,6 +118,8 @@ def tokens(issuer):
         "wrong audience": (issuer.token(aud="https://other.example"), refused),
         "another's signature": (issuer.token(key=stranger), refused),
         "unknown key": (issuer.token(kid="second", key=stranger), refused),
+        "signed with a key that was turned over": (issuer.token("old", key=turned_over), refused),
+        "signed with the key in its place": (issuer.token("new"), None),
         "algorithm of the same family": (issuer.token(algorithm="RS512"), refused),
         "algorithm PS256": (issuer.token(algorithm="PS256"), refused),
         "ES256 under an RSA key's id": (issuer.token(key=new_ec_key()), refused),
@@ -115,7 +140,6 @@ def tokens(issuer):
 def forged(issuer, algorithm, secret):
     """A token that is signed with what everybody knows, or with nothing."""
     import hashlib
-    import hmac
 
     header, payload = issuer.token().split(".")[:2]
     header = encoded(json.dumps({"alg": algorithm, "typ": "JWT", "kid": "first"}).encode())
@@ -141,9 +165,8 @@ async def wrongly_answered(client, rules, kinds):
                 )
             else:
                 problem = assert_problem(response, *expected) if response.status_code == expected[0] else {}
-                right = problem != {} and response.headers["www-authenticate"].startswith(
-                    'Bearer realm="signin"'
-                )
+                challenge = CHALLENGES[expected[1]].format(scope=rules[method, template])
+                right = problem != {} and response.headers["www-authenticate"] == challenge
                 right &= "signin_" not in response.text
             if not right:
                 found[method, template, kind] = (response.status_code, response.text[:200])
@@ -162,11 +185,18 @@ async def test_every_route_answers_every_key_as_the_table_says(tmp_path, databas
 
 
 async def test_every_route_answers_every_token_as_the_table_says(tmp_path, database_url, issuer):
-    values = issuer.settings(control_requests_per_second=0)
+    values = issuer.settings(control_requests_per_second=0, oidc_keys_seconds=0.1)
+    issuer.private["old"] = turned_over = rsa.generate_private_key(65537, 2048)
     async with shut(tmp_path, database_url, **values) as (app, client):
+        assert (await client.get("/jobs", headers=bearer(issuer.token("old")))).status_code == 200
+        del issuer.private["old"]
+        issuer.private["new"] = new_ec_key()
+        await asyncio.sleep(0.11)
         served = routes(app)
         rules = {rule: scope for rule, scope in scopes.RULES.items() if rule in served}
-        kinds = {kind: (bearer(token), expected) for kind, (token, expected) in tokens(issuer).items()}
+        kinds = {
+            kind: (bearer(token), expected) for kind, (token, expected) in tokens(issuer, turned_over).items()
+        }
         assert await wrongly_answered(client, rules, kinds) == {}
 
 
@@ -180,6 +210,79 @@ async def test_a_route_that_was_forgotten_in_the_table_is_for_admins_alone(tmp_p
         refused = await client.get("/forgotten/x", headers=bearer(ordinary.text))
         assert assert_problem(refused, 403, "insufficient_scope")["scope"] == "admin"
         assert (await client.get("/forgotten/x", headers=bearer(admin.text))).text == '"x"'
+
+
+async def test_an_unknown_key_and_a_wrong_secret_cost_the_same_work_and_get_the_same_answer(
+    tmp_path, database_url, monkeypatch
+):
+    compared = []
+    compare_digest = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda *pair: compared.append(1) or compare_digest(*pair))
+    async with shut(tmp_path, database_url) as (app, client):
+        key = await make_key(app.state.database, scopes.ADMIN)
+        unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None).text
+        answers = {}
+        for name, text in {"unknown": unknown, "wrong": key.text[:-43] + unknown[-43:]}.items():
+            before = len(compared)
+            answer = await client.get("/jobs", headers=bearer(text) | {"X-Request-ID": "same"})
+            assert len(compared) == before + 1, name
+            answers[name] = (answer.status_code, answer.content, answer.headers)
+        assert answers["unknown"] == answers["wrong"]
+
+
+async def test_every_address_tells_its_methods_and_takes_no_other(tmp_path, database_url):
+    async with shut(tmp_path, database_url, control_requests_per_second=0) as (app, client):
+        admin = bearer((await make_key(app.state.database, scopes.ADMIN)).text)
+        by_path = {}
+        for method, path in routes(app):
+            by_path.setdefault(path, set()).add(method)
+        for template, served in by_path.items():
+            path = re.sub(r"{\w+}", JOB, template)
+            methods = served | ({"HEAD"} if "GET" in served else set())
+            for method in METHODS - methods:
+                answer = await client.request(method, path, headers=admin)
+                assert (answer.status_code, method, path) == (405, method, path)
+                assert set(answer.headers["allow"].split(", ")) == methods, path
+                assert (await client.request(method, path)).status_code in (401, 405), (method, path)
+
+
+async def test_a_head_is_answered_as_its_get_and_wants_the_same_key(tmp_path, database_url):
+    async with shut(tmp_path, database_url) as (app, client):
+        key = await make_key(app.state.database, scopes.JOBS_READ)
+        assert (await client.head("/jobs")).status_code == 401
+        seen, told = [await ask("/jobs", headers=bearer(key.text)) for ask in (client.head, client.get)]
+        assert (seen.status_code, seen.headers["content-length"]) == (200, told.headers["content-length"])
+
+
+async def test_on_a_real_connection_the_short_way_of_sign_ins_has_the_same_door(tmp_path, database_url):
+    values = {"database_url": database_url, "require_authentication": True}
+    async with pubsub_with_topic(tmp_path, **values) as (_, settings, _reader):
+        database = Database(settings)
+        right = await make_key(database, scopes.EVENTS_WRITE)
+        wrong = await make_key(database, scopes.JOBS_READ, name="wrong")
+        await database.close()
+        unknown = keys.generate("unknown", frozenset({scopes.ADMIN}), utc_now(), None)
+        async with (
+            listening(settings) as port,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        ):
+            sent = {}
+            for name, headers in {
+                "none": {},
+                "unknown": bearer(unknown.text),
+                "wrong": {"X-API-Key": wrong.text},
+                "right": bearer(right.text),
+                "other header": {"X-API-Key": right.text},
+            }.items():
+                sent[name] = await client.post("/events/signin", content=ARTICLE, headers=JSON | headers)
+            assert_problem(sent["none"], 401, "authentication_required")
+            assert_problem(sent["unknown"], 401, "invalid_credentials")
+            assert_problem(sent["wrong"], 403, "insufficient_scope")
+            assert [sent[name].status_code for name in ("right", "other header")] == [202, 202]
+            assert sent["right"].headers["ratelimit-policy"] == '"events";q=20000;w=10'
+            headed = await client.head("/jobs", headers=bearer(wrong.text))
+            assert (headed.status_code, headed.content) == (200, b"")
+            assert int(headed.headers["content-length"]) > 0
 
 
 async def test_what_is_not_there_may_be_told_to_anybody(tmp_path, database_url):

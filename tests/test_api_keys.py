@@ -39,7 +39,7 @@ async def test_a_key_that_is_revoked_is_refused_within_the_setting_by_every_proc
         key = await make_key(app.state.database, "jobs:read")
         for each in (client, other):
             assert (await each.get("/jobs", headers=bearer(key.text))).status_code == 200
-        await key_store.revoke(app.state.database, key.row.id, utc_now())
+        await key_store.revoke(app.state.database, key.row.id, utc_now(), "test")
         # A refresh that was under way, the pause, and the next one; the rest is a busy machine.
         assert await refused(client, bearer(key.text)) < QUICK + 1.0
         assert await refused(other, bearer(key.text)) < QUICK + 1.0
@@ -58,12 +58,12 @@ async def test_a_rotated_key_and_its_successor_are_both_good_until_the_overlap_e
         old = await make_key(database, "jobs:read")
         now = utc_now()
         new = keys.generate("tester", frozenset({"jobs:read"}), now, None, replaces=old.row.id)
-        await key_store.replace(database, old.row.id, new.row, now, now)
+        await key_store.replace(database, old.row.id, new.row, now, now, "test")
         assert (await client.get("/jobs", headers=bearer(new.text))).status_code == 200
         assert_problem(await client.get("/jobs", headers=bearer(old.text)), 401, "invalid_credentials")
         with pytest.raises(key_store.KeyNotFoundError):
             await key_store.replace(
-                database, old.row.id, keys.generate("x", frozenset(), now, None).row, now, now
+                database, old.row.id, keys.generate("x", frozenset(), now, None).row, now, now, "test"
             )
 
 
@@ -71,7 +71,7 @@ async def test_a_name_belongs_to_one_good_key(database):
     first = await make_key(database, "admin")
     with pytest.raises(key_store.NameTakenError):
         await make_key(database, "admin")
-    await key_store.revoke(database, first.row.id, utc_now())
+    await key_store.revoke(database, first.row.id, utc_now(), "test")
     await make_key(database, "admin")
 
 
@@ -145,7 +145,7 @@ async def test_loopback_is_open_until_the_first_key_and_shut_for_ever_after(tmp_
         await refused(client, {})
         assert (await client.get("/jobs", headers=bearer(key.text))).status_code == 200
         assert (await client.get("/metrics")).status_code == 200
-        await key_store.revoke(app.state.database, key.row.id, utc_now())
+        await key_store.revoke(app.state.database, key.row.id, utc_now(), "test")
     async with shut(tmp_path, database_url, host="127.0.0.1") as (_, client):
         assert_problem(await client.get("/jobs"), 401, "authentication_required")
 

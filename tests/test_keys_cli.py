@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 
 import pytest
@@ -67,6 +68,17 @@ def test_a_key_is_made_listed_rotated_and_revoked(signin, stored):
     for text in (shown, json.dumps(listed)):
         assert made["key"][-43:] not in text
     signin("keys", "rotate", again["id"], exit_code=1)
+
+    told = json.loads(signin("keys", "history", "--json").stdout)
+    assert {(each["key_id"], each["kind"]) for each in told} == {
+        (made["id"], "created"),
+        (made["id"], "replaced"),
+        (again["id"], "created"),
+        (again["id"], "revoked"),
+    }
+    assert {each["actor"] for each in told} == {f"cli:{getpass.getuser()}"}
+    assert "revoked" in signin("keys", "history", again["id"]).stdout
+    assert made["id"] not in signin("keys", "history", again["id"]).stdout
 
 
 def test_a_new_key_stands_alone_on_standard_output(signin, stored):

@@ -35,7 +35,7 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(tmp_path):
         response = await client.get("/events/signin")
         assert_problem(response, 405, "method_not_allowed")
         assert response.headers["allow"] == "POST"
-        assert (await client.delete("/jobs")).headers["allow"] == "GET, POST"
+        assert (await client.delete("/jobs")).headers["allow"] == "GET, HEAD, POST"
 
 
 async def test_a_query_that_does_not_fit_is_a_problem_that_names_the_field(tmp_path):

@@ -15,7 +15,9 @@ from service.db import Database
 from service.db.engines import reading_connection
 from service.db_failures import told_as_unavailable, was_never_made
 from service.errors import ConfigError, DatabaseUnavailableError
-from service.models import ApiKey
+from service.models import ApiKey, KeyEvent, new_id
+
+_ACTOR_LENGTH = 128
 
 
 class KeyNotFoundError(Exception):
@@ -26,26 +28,31 @@ class NameTakenError(Exception):
     """Another key that is still good has the name, and the history would not tell them apart."""
 
 
-async def insert(database: Database, row: ApiKey, now: datetime) -> None:
-    """Adds a key. Raises NameTakenError."""
+async def insert(database: Database, row: ApiKey, now: datetime, by: str) -> None:
+    """Adds a key; `by` is who made it, for the history. Raises NameTakenError."""
     async with database.transaction() as session:
         taken = select(ApiKey.id).where(ApiKey.name == row.name, *_good(now)).limit(1)
         if (await session.exec(taken)).first():
             raise NameTakenError(row.name)
         session.add(row)
+        _note(session, row.id, now, "created", by)
 
 
-async def replace(database: Database, key_id: str, row: ApiKey, now: datetime, until: datetime) -> None:
+async def replace(
+    database: Database, key_id: str, row: ApiKey, now: datetime, until: datetime, by: str
+) -> None:
     """Adds a key in the place of another, which stays good until `until`. Raises KeyNotFoundError."""
     async with database.transaction() as session:
         old = await _good_key(session, key_id, now)
         session.add(row)
+        _note(session, row.id, now, "created", by)
+        _note(session, old.id, now, "replaced", by)
         if old.expires_at is None or old.expires_at > until:
             old.expires_at = until
             session.add(old)
 
 
-async def revoke(database: Database, key_id: str, now: datetime) -> ApiKey:
+async def revoke(database: Database, key_id: str, now: datetime, by: str) -> ApiKey:
     """Ends a key at once and returns it; once more changes nothing. Raises KeyNotFoundError."""
     async with database.transaction() as session:
         row = await session.get(ApiKey, key_id)
@@ -54,6 +61,7 @@ async def revoke(database: Database, key_id: str, now: datetime) -> ApiKey:
         if row.revoked_at is None:
             row.revoked_at = now
             session.add(row)
+            _note(session, row.id, now, "revoked", by)
         return row
 
 
@@ -74,6 +82,15 @@ async def everything(database: Database, limit: int = 1000) -> Sequence[ApiKey]:
     """Every key, the newest first."""
     async with database.session() as session:
         newest = select(ApiKey).order_by(col(ApiKey.created_at).desc(), col(ApiKey.id)).limit(limit)
+        return (await session.exec(newest)).all()
+
+
+async def history(database: Database, key_id: str | None = None, limit: int = 1000) -> Sequence[KeyEvent]:
+    """What became of a key, or of all, and who did it; the newest first."""
+    newest = select(KeyEvent).order_by(col(KeyEvent.at).desc(), col(KeyEvent.id).desc()).limit(limit)
+    if key_id is not None:
+        newest = newest.where(KeyEvent.key_id == key_id)
+    async with database.session() as session:
         return (await session.exec(newest)).all()
 
 
@@ -112,6 +129,10 @@ def exist_now(settings: Settings) -> bool:
 
 def _any(connection: Connection) -> bool:
     return connection.execute(select(ApiKey.id).limit(1)).first() is not None
+
+
+def _note(session: AsyncSession, key_id: str, now: datetime, kind: str, by: str) -> None:
+    session.add(KeyEvent(id=new_id(now), key_id=key_id, at=now, kind=kind, actor=by[:_ACTOR_LENGTH]))
 
 
 async def _good_key(session: AsyncSession, key_id: str, now: datetime) -> ApiKey:

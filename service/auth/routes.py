@@ -28,8 +28,6 @@ class Routes:
     def scope_wanted(self, scope: Scope) -> str:
         """The scope that a request needs; `OPEN` where it needs none, or where nothing is at its address."""
         method, path = scope["method"], scope["path"]
-        if method == "HEAD":
-            method = "GET"
         wanted = self._exact.get((method, path))
         if wanted is not None:
             return wanted

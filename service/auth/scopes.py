@@ -55,6 +55,7 @@ RULES: Final[dict[tuple[str, str], str]] = {
     ("GET", "/version"): OPEN,
     ("GET", "/errors"): OPEN,
     ("GET", "/docs"): OPEN,  # there only while SIGNIN_DOCS says so
+    ("GET", "/docs/{name}"): OPEN,
     ("GET", "/openapi.json"): OPEN,
 }
 EVENT_PATHS: Final = frozenset(path for (_, path), scope in RULES.items() if scope == EVENTS_WRITE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +22,7 @@ from service.errors import ConfigError
 if TYPE_CHECKING:
     from service.auth.keys import NewKey
     from service.db import Database
-    from service.models import ApiKey
+    from service.models import ApiKey, KeyEvent
 
 app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service, and for what.")
 
@@ -60,7 +62,7 @@ async def make(settings: Settings, name: str, scopes: frozenset[str], lifetime: 
     new = keys.generate(name, scopes, now, expiry(now, lifetime))
     async with opened(settings) as database:
         try:
-            await key_store.insert(database, new.row, now)
+            await key_store.insert(database, new.row, now, operator())
         except key_store.NameTakenError:
             fail(f"there is a key {name} that is good; rotate or revoke it, or choose another name")
     return new
@@ -103,7 +105,7 @@ async def end(settings: Settings, key_id: str) -> ApiKey:
 
     async with opened(settings) as database:
         try:
-            return await key_store.revoke(database, key_id, utc_now())
+            return await key_store.revoke(database, key_id, utc_now(), operator())
         except key_store.KeyNotFoundError:
             fail(f"there is no key {key_id}")
 
@@ -140,10 +142,42 @@ async def turn_over(
             new = keys.generate(
                 old.name, frozenset(old.scopes.split()), now, expiry(now, lifetime), replaces=old.id
             )
-            await key_store.replace(database, key_id, new.row, now, now + overlap)
+            await key_store.replace(database, key_id, new.row, now, now + overlap, operator())
         except key_store.KeyNotFoundError:
             fail(f"there is no key {key_id} that is good")
     return new
+
+
+@app.command()
+def history(
+    key_id: Annotated[str | None, typer.Argument(help="Only what became of this key")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell who made, rotated and revoked keys, the newest first."""
+    with told_as_sentences():
+        events = asyncio.run(what_happened(running_settings(), key_id))
+    rows = [event.model_dump(include={"at", "key_id", "kind", "actor"}) for event in events]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("at", "key_id", "kind", "actor")
+    heads = [each.replace("_", " ") for each in columns]
+    out.print(table_of("History of keys", heads, [[row[each] for each in columns] for row in rows]))
+
+
+async def what_happened(settings: Settings, key_id: str | None) -> list[KeyEvent]:
+    from service.auth import key_store
+
+    async with opened(settings) as database:
+        return list(await key_store.history(database, key_id))
+
+
+def operator() -> str:
+    """Who runs this command, for the history: `cli:` and the name at this machine, or its number."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"cli:uid-{os.getuid()}"
 
 
 def show_new(new: NewKey, *, as_json: bool) -> None:

@@ -51,10 +51,12 @@ async def page(
     return found[:size], len(found) > size
 
 
-async def cancel(session: AsyncSession, replay_id: str, at: datetime) -> bool:
+async def cancel(session: AsyncSession, replay_id: str, at: datetime, by: str) -> bool:
     """Ends an active replay; False where it has ended already. Who works on it finds its claim lost."""
     statement = update(Replay).where(col(Replay.id) == replay_id, col(Replay.ended_at).is_(None))
-    done = await session.exec(statement.values(state=CANCELLED, ended_at=at, claimed_by=None))
+    done = await session.exec(
+        statement.values(state=CANCELLED, ended_at=at, claimed_by=None, cancelled_by=by)
+    )
     return bool(done.rowcount)
 
 

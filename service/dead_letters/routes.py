@@ -41,6 +41,7 @@ from service.errors import (
     ReplayNotFoundError,
     UnsupportedMediaTypeError,
 )
+from service.logs import current_request_id
 from service.models import ID_LENGTH, Replay, new_id, utc_now
 from service.problems import responses
 
@@ -138,6 +139,7 @@ async def replay_dead_letters(
         filters=stored(asked.filters_before(now)),
         most_letters=asked.most_letters,
         actor=actor(request),
+        request_id=current_request_id.get() or None,
         created_at=now,
     )
     try:
@@ -184,11 +186,11 @@ async def get_replay(replay_id: str, desk: AtDesk) -> ReplayView:
     summary="Cancel a replay",
     responses=responses(ReplayNotFoundError, DatabaseUnavailableError),
 )
-async def cancel_replay(replay_id: str, desk: AtDesk) -> ReplayView:
+async def cancel_replay(replay_id: str, desk: AtDesk, request: Request) -> ReplayView:
     """Ends a replay after the letters that are in the outbox already; those are published."""
     require_replay_id(replay_id)
     async with desk.database.transaction() as session:
-        await replay_store.cancel(session, replay_id, utc_now())
+        await replay_store.cancel(session, replay_id, utc_now(), actor(request))
     return show_replay(await find_replay(replay_id, desk))
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.dead_letters.letters import Filters
 from service.dead_letters.table import PREVIEW_BYTES, ReasonCount
+from service.json_values import Moment, whole
 from service.models import Replay
 
 DEFAULT_MOST_LETTERS = 100_000
@@ -20,15 +21,6 @@ REASON_PATTERN = "^[a-z][a-z0-9_]{0,63}$"
 TEXT_PATTERN = r"^[^\x00-\x1f\x7f]*$"
 
 
-def in_utc(moment: datetime) -> datetime:
-    """The moment in UTC, which it is in already if it names no zone."""
-    try:
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("in UTC not between the years 0001 and 9999") from None
-
-
-Moment = Annotated[datetime, AfterValidator(in_utc)]
 Stage = Literal["decode", "validate", "write"]
 
 
@@ -87,12 +79,12 @@ class DeadLetterQuery(Narrowed):
 class NewReplay(Narrowed):
     """Which dead letters to publish again; without a filter all of them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     dry_run: bool = Field(False, description="Count only; nothing is published or remembered")
     again: bool = Field(False, description="Also the letters that an earlier replay published")
-    most_letters: int = Field(
-        DEFAULT_MOST_LETTERS, ge=1, le=MOST_LETTERS, description="End after so many letters"
+    most_letters: Annotated[int, Field(ge=1, le=MOST_LETTERS), whole] = Field(
+        DEFAULT_MOST_LETTERS, description="End after so many letters"
     )
 
     def filters_before(self, now: datetime) -> Filters:
@@ -115,6 +107,9 @@ class ReplayView(BaseModel):
     replayed: int = Field(description="Published, or safe in the outbox; in a dry run, those that would be")
     repeated: int = Field(description="Left out: replayed before, or copies of another letter")
     unreplayable: int = Field(description="Left out: the table has not the whole message")
+    actor: str = Field(description="Who asked for it")
+    request_id: str | None = Field(description="The `X-Request-ID` of the request that did")
+    cancelled_by: str | None
     cause: str | None = Field(description="Why the replay failed, or what it waits for")
     created_at: datetime
     started_at: datetime | None

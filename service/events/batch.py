@@ -79,7 +79,7 @@ class BatchAnswer(BaseModel):
 
 _LINES = {"schema": {"type": "string"}, "example": '{"userid": "1", "date": "2017-10-17T20:57:17Z"}\n'}
 _ARRAY = {
-    "schema": {"type": "array", "items": documentation.SCHEMA},
+    "schema": {"type": "array", "minItems": 1, "items": documentation.SCHEMA},
     "example": [documentation.EXAMPLE],
 }
 DOCUMENTATION: dict[str, Any] = {
@@ -94,6 +94,7 @@ DOCUMENTATION: dict[str, Any] = {
     "openapi_extra": documentation.request_extras(
         {"application/json": _ARRAY, "application/x-ndjson": _LINES},
         "Events without an event_id get `<key>:<index>`, the same ones when the batch is sent again",
+        124,
     ),
 }
 _encode = msgspec.json.Encoder().encode

@@ -17,19 +17,24 @@ SCHEMA: dict[str, Any] = {
     "required": ["userid", "date"],
     "additionalProperties": False,
     "properties": {
-        "userid": {"type": "string", "minLength": 1, "maxLength": signin_event.MAX_USERID_CHARACTERS},
+        "userid": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": signin_event.MAX_USERID_CHARACTERS,
+            "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$",
+        },
         "date": {
             "type": "string",
             "format": "date-time",
             "description": "RFC 3339; without an offset it means UTC",
         },
         "event_id": {
-            "type": "string",
+            "type": ["string", "null"],
             "pattern": "^[A-Za-z0-9._:-]{1,128}$",
             "description": "Equal for all copies of one event; if absent, Idempotency-Key or a new UUIDv7",
         },
         "attributes": {
-            "type": "object",
+            "type": ["object", "null"],
             "maxProperties": signin_event.MAX_ATTRIBUTES,
             "propertyNames": {"maxLength": signin_event.MAX_ATTRIBUTE_KEY_CHARACTERS},
             "additionalProperties": {
@@ -41,11 +46,13 @@ SCHEMA: dict[str, Any] = {
 }
 EXAMPLE = {"userid": "93234234", "date": "2017-10-17T20:57:17.338320"}
 HEADERS = {
-    "Content-Encoding": "`gzip` or `zstd`; the limit of the body holds for the unpacked bytes too",
     "traceparent": "W3C trace context; travels with the message",
     "tracestate": "Travels with a valid traceparent, up to 512 characters",
     "X-Request-ID": "Travels with the message as `request_id` and comes back; if absent, a new one",
 }
+_ENCODING = "`gzip` or `zstd`, as the body is packed; its limit holds for the unpacked bytes too"
+# Names of encodings have no case; `x-gzip` is an old one, and an empty header is as good as none.
+_ENCODINGS = "^(([Xx]-)?[Gg][Zz][Ii][Pp]|[Zz][Ss][Tt][Dd]|[Ii][Dd][Ee][Nn][Tt][Ii][Tt][Yy])?$"
 # What both routes may answer before or after they look at the events.
 PROBLEMS: tuple[type[errors.ProblemError], ...] = (
     errors.MalformedBodyError,
@@ -81,19 +88,16 @@ def answers(*more: type[errors.ProblemError]) -> dict[int | str, dict[str, Any]]
     return found
 
 
-def request_extras(content: dict[str, Any], idempotency_key: str) -> dict[str, Any]:
-    """The headers and the body of an event route, which FastAPI cannot know."""
-    headers = {"Idempotency-Key": idempotency_key} | HEADERS
-    return {
-        "parameters": [
-            {
-                "name": name,
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string"},
-                "description": text,
-            }
-            for name, text in headers.items()
-        ],
-        "requestBody": {"required": True, "content": content},
-    }
+def request_extras(content: dict[str, Any], idempotency_key: str, longest_key: int) -> dict[str, Any]:
+    """The headers and the body of an event route, which FastAPI cannot know; `longest_key` in characters."""
+    key = {"type": "string", "pattern": f"^[A-Za-z0-9._:-]{{1,{longest_key}}}$"}
+    parameters = [
+        _header("Idempotency-Key", idempotency_key, key),
+        _header("Content-Encoding", _ENCODING, {"type": "string", "pattern": _ENCODINGS}),
+        *(_header(name, text, {"type": "string"}) for name, text in HEADERS.items()),
+    ]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+def _header(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}

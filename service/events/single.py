@@ -41,6 +41,7 @@ DOCUMENTATION: dict[str, Any] = {
     "openapi_extra": documentation.request_extras(
         {"application/json": {"schema": documentation.SCHEMA, "example": documentation.EXAMPLE}},
         "The event_id of a body that has none",
+        128,
     ),
 }
 
@@ -85,10 +86,10 @@ def decode(body: bytes, settings: Settings) -> SigninEvent:
 
 def identified(event: SigninEvent, headers: Mapping[bytes, bytes]) -> SigninEvent:
     """`event` with an event_id: its own, the caller's Idempotency-Key, or a new one."""
+    key = context.idempotency_key(headers)  # judged also where it is not needed
     if event.event_id is not None:
         return event
-    event_id = context.idempotency_key(headers) or new_event_id()
-    return SigninEvent(event.userid, event.date, event_id, event.attributes)
+    return SigninEvent(event.userid, event.date, key or new_event_id(), event.attributes)
 
 
 def problem(error: EventError) -> ProblemError:

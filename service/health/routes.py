@@ -102,13 +102,3 @@ async def readyz(request: Request) -> Ready:
 async def version() -> Version:
     """Tell which version of the service this is."""
     return Version(version=installed_version(), python=platform.python_version())
-
-
-# What answers GET answers HEAD too, which some balancers ask with; the server leaves the body out.
-for path, endpoint in (
-    ("/healthz", healthz),
-    ("/startupz", startupz),
-    ("/readyz", readyz),
-    ("/version", version),
-):
-    router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

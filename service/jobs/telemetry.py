@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -19,6 +18,7 @@ from service.errors import (
 )
 from service.job_metrics import MetricsView
 from service.jobs.desk import AtDesk, Desk, known
+from service.json_values import Moment
 from service.models import Attempt, Job
 from service.problems import responses
 from service.telemetry import MessageQuery, MessagesView
@@ -46,17 +46,16 @@ async def list_job_messages(
     job_id: str,
     desk: AtDesk,
     importance: Annotated[Importance, Query(description="Only messages of this gravity or more")] = "BASIC",
-    since: Annotated[datetime | None, Query(description="RFC 3339; without an offset it means UTC")] = None,
+    since: Annotated[Moment | None, Query(description="RFC 3339; without an offset it means UTC")] = None,
     attempt: AttemptNumber = None,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=2048)] = "",
 ) -> MessagesView:
     """Messages and autoscaling events of the job, oldest first."""
     job, shown = await _attempt(desk, job_id, attempt)
-    moment = None if since is None else (since if since.tzinfo else since.replace(tzinfo=UTC))
-    if moment is not None and not 1970 <= moment.year <= 9998:
+    if since is not None and not 1970 <= since.year <= 9998:
         raise InvalidRequestError("query.since lies outside of the years 1970 to 9998.")
-    return await desk.telemetry.messages(job, shown, MessageQuery(importance, moment, page_token, page_size))
+    return await desk.telemetry.messages(job, shown, MessageQuery(importance, since, page_token, page_size))
 
 
 @router.get(

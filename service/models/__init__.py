@@ -2,7 +2,7 @@
 
 from service.models.columns import ID_LENGTH, SHORT_ID_LENGTH, UtcDateTime, new_id, utc_now
 from service.models.jobs import Attempt, IdempotencyKey, Job, JobEvent, Lease
-from service.models.keys import ApiKey
+from service.models.keys import ApiKey, KeyEvent
 from service.models.outbox import OutboxEvent
 from service.models.replays import Replay, ReplayedLetter
 from service.models.schema import AppliedMigration
@@ -16,6 +16,7 @@ __all__ = [
     "IdempotencyKey",
     "Job",
     "JobEvent",
+    "KeyEvent",
     "Lease",
     "OutboxEvent",
     "Replay",

@@ -175,6 +175,7 @@ class JobEvent(SQLModel, table=True):
     kind: str = Field(sa_type=String(32))
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     actor: str = Field(sa_type=String(128))
+    request_id: str | None = Field(default=None, sa_type=String(128))
 
 
 class Lease(SQLModel, table=True):

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Index, LargeBinary, String
 from sqlmodel import Field, SQLModel
 
-from service.models.columns import UtcDateTime
+from service.models.columns import ID_LENGTH, UtcDateTime
 
 
 class ApiKey(SQLModel, table=True):
@@ -31,3 +31,16 @@ class ApiKey(SQLModel, table=True):
     revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     last_used_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     replaces: str | None = Field(default=None, sa_type=String(16))
+
+
+class KeyEvent(SQLModel, table=True):
+    """What became of an API key, and who did it: `created`, `replaced` by another, or `revoked`."""
+
+    __tablename__ = "key_events"
+    __table_args__ = (Index("ix_key_events_key", "key_id", "id"),)
+
+    id: str = Field(primary_key=True, sa_type=String(ID_LENGTH))
+    key_id: str = Field(sa_type=String(16))
+    at: datetime = Field(sa_type=UtcDateTime)
+    kind: str = Field(sa_type=String(16))
+    actor: str = Field(sa_type=String(128))

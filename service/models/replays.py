@@ -54,6 +54,8 @@ class Replay(SQLModel, table=True):
     position_skip: int = Field(default=0)
     cause: str | None = Field(default=None, sa_type=Text)
     actor: str = Field(sa_type=String(128))
+    request_id: str | None = Field(default=None, sa_type=String(128))
+    cancelled_by: str | None = Field(default=None, sa_type=String(128))
     created_at: datetime = Field(sa_type=UtcDateTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)

@@ -1,0 +1,76 @@
+"""The audit log: one record for each act on jobs and dead letters, and for what the door refused.
+
+Records have the logger `service.audit` and a member `audit`; a credential is never a part of them. The
+histories of jobs, replays and keys in the database say the same of what was done, and are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.types import Scope
+
+from service.auth import scopes
+from service.auth.callers import SCOPE_KEY, actor_of
+from service.auth.rate_limits import Bucket
+from service.metrics.values import route_of
+
+log = logging.getLogger(__name__)
+
+REFUSALS_PER_SECOND = 5.0
+MOST_REFUSALS_AT_ONCE = 50.0
+_LONGEST_PATH = 200
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Audit:
+    """Writes the records of one process; refusals at a bounded rate, because anybody can cause them."""
+
+    def __init__(self) -> None:
+        self._refusals = Bucket(MOST_REFUSALS_AT_ONCE, time.monotonic())
+        self._unlogged = 0
+
+    def answered(self, scope: Scope, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Notes the answer to a request, if that was an act: something that changes what runs."""
+        if scope["method"] in _READING or not (route := route_of(scope)) or route in scopes.EVENT_PATHS:
+            return
+        if status in (401, 403):
+            return  # `refused` has noted it
+        sent = dict(headers)
+        about: dict[str, Any] = {
+            name: str(value)[:_LONGEST_PATH] for name, value in scope.get("path_params", {}).items()
+        }
+        about.update(_made(sent.get(b"location", b"")))
+        if b"idempotency-replayed" in sent:
+            about["replayed"] = True  # the answer of an earlier request: nothing was done
+        act = f"{scope['method']} {route}"
+        _write(logging.INFO, "%s: %s, answered %d", actor_of(scope), act, status, about=about)
+
+    def refused(self, scope: Scope, status: int, code: str) -> None:
+        """Notes that somebody was not let in; beyond the rate only that there were more."""
+        if not self._refusals.take(time.monotonic(), REFUSALS_PER_SECOND, MOST_REFUSALS_AT_ONCE):
+            self._unlogged += 1
+            return
+        client = scope.get("client")
+        about = {"code": code, "address": client[0] if client else None}
+        if self._unlogged:
+            about["unlogged"], self._unlogged = self._unlogged, 0
+        path = scope["path"][:_LONGEST_PATH].encode("unicode_escape").decode()  # a line of a log stays one
+        act = f"{scope['method']} {path}"
+        actor = actor_of(scope) if SCOPE_KEY in scope else "nobody"
+        _write(logging.WARNING, "%s: %s, refused with %d", actor, act, status, about=about)
+
+
+def _write(level: int, text: str, actor: str, act: str, status: int, *, about: dict[str, Any]) -> None:
+    audit = {"actor": actor, "act": act, "status": status, **about}
+    log.log(level, text, actor, act, status, extra={"fields": {"audit": audit}})
+
+
+def _made(location: bytes) -> dict[str, str]:
+    """The id of what the answer says it has made."""
+    kind, _, made = location.decode("latin-1").rpartition("/")
+    name = {"/jobs": "job_id", "/dead-letters/replays": "replay_id"}.get(kind)
+    return {name: made} if name else {}
