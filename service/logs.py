@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -34,7 +35,20 @@ _LABELS = "logging.googleapis.com/labels"
 _SOURCE = "logging.googleapis.com/sourceLocation"
 
 
-class JsonFormatter(logging.Formatter):
+# What PostgreSQL adds to an error: the row that did not fit, the JSON that it stopped in.
+_QUOTING = re.compile(
+    r"^(DETAIL|CONTEXT):.*(?:\n(?!\s*$|The above |\[SQL|\(Background|Traceback|  File ).*)*", re.MULTILINE
+)
+
+
+class _Formatter(logging.Formatter):
+    """Writes a traceback without what the database quotes of the data."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return _QUOTING.sub(r"\1: (left out)", super().formatException(ei))
+
+
+class JsonFormatter(_Formatter):
     """One JSON object for each record, with the field names that Cloud Logging knows.
 
     https://cloud.google.com/logging/docs/structured-logging. A record's `http_request` (a mapping with the
@@ -72,7 +86,7 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(entry).decode()
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(_Formatter):
     """One line for each record, and its traceback below it."""
 
     def __init__(self) -> None:

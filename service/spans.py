@@ -21,6 +21,7 @@ from opentelemetry.trace import (
     SpanContext,
     SpanKind,
     StatusCode,
+    get_current_span,
     set_span_in_context,
 )
 
@@ -52,7 +53,9 @@ class Traces:
     def __init__(self, settings: Settings, provider: Any) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("signin.service")
-        self._extract = propagate.get_global_textmap().extract
+        propagator = propagate.get_global_textmap()
+        self._extract = propagator.extract
+        self._trace_headers = [name.lower().encode() for name in propagator.fields]
         self._sends: Attributes = {
             "messaging.system": "gcp_pubsub",
             "messaging.operation.name": "send",
@@ -81,12 +84,17 @@ class Traces:
             attributes["server.address"] = server[0]
             if server[1] is not None:
                 attributes["server.port"] = server[1]
-        parent = self._extract(headers, Context(), _HEADERS)
+        parent = _NOBODY
+        if any(name in headers for name in self._trace_headers):
+            parent = self._extract(headers, parent, _HEADERS)
         name = "HTTP" if method == "_OTHER" else method
         return RequestSpan(self._tracer.start_span(name, parent, SpanKind.SERVER, attributes))
 
     def sending(self, count: int) -> SendingSpan:
         """Begins the span of so many messages of one request, from here until they are safe."""
+        current = get_current_span()
+        if not current.is_recording() and current.get_span_context().is_valid:
+            return SendingSpan(current)  # its trace is not sampled, so nobody would see another one
         attributes = self._sends if count == 1 else self._sends | {"messaging.batch.message_count": count}
         return SendingSpan(self._tracer.start_span(self._send_name, None, SpanKind.PRODUCER, attributes))
 
@@ -231,6 +239,7 @@ class _Headers(Getter[Mapping[bytes, bytes]]):
 
 
 _HEADERS = _Headers()
+_NOBODY = Context()
 
 
 def _call(method: str, endpoint: str) -> Attributes:
