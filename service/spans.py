@@ -94,7 +94,7 @@ class Traces:
         """Begins the span of so many messages of one request, from here until they are safe."""
         current = get_current_span()
         if not current.is_recording() and current.get_span_context().is_valid:
-            return SendingSpan(current)  # its trace is not sampled, so nobody would see another one
+            return SendingSpan(current)  # its trace is not sampled: nobody would see another one
         attributes = self._sends if count == 1 else self._sends | {"messaging.batch.message_count": count}
         return SendingSpan(self._tracer.start_span(self._send_name, None, SpanKind.PRODUCER, attributes))
 

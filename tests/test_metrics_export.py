@@ -65,12 +65,12 @@ async def test_otlp_says_what_the_metrics_page_says_of_all_processes(
     neighbour.events.add("refused", "date_missing", count=3)
     neighbour.publish_called(7, 0.02)
     neighbour.everybody()
-    shutil.copyfile(migrated_sqlite, tmp_path / "test.db")
+    url = f"sqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'test.db')}"
     with Receiver() as receiver:
         for name, value in (receiver.environment | {"OTEL_TRACES_EXPORTER": "none"}).items():
             monkeypatch.setenv(name, value)
         async with (
-            pubsub_with_topic(tmp_path, database_url=f"sqlite:///{tmp_path}/test.db") as (_, settings, _reader),
+            pubsub_with_topic(tmp_path, database_url=url) as (_, settings, _reader),
             running(create_app(settings, Metrics(first))) as client,
         ):
             for _ in range(5):
