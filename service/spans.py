@@ -85,7 +85,7 @@ class Traces:
             if server[1] is not None:
                 attributes["server.port"] = server[1]
         parent = _NOBODY
-        if any(name in headers for name in self._trace_headers):
+        if not headers.keys().isdisjoint(self._trace_headers):
             parent = self._extract(headers, parent, _HEADERS)
         name = "HTTP" if method == "_OTHER" else method
         return RequestSpan(self._tracer.start_span(name, parent, SpanKind.SERVER, attributes))
@@ -94,7 +94,7 @@ class Traces:
         """Begins the span of so many messages of one request, from here until they are safe."""
         current = get_current_span()
         if not current.is_recording() and current.get_span_context().is_valid:
-            return SendingSpan(current)  # its trace is not sampled: nobody would see another one
+            return SendingSpan(current, current_traceparent.get())  # nobody would see another one
         attributes = self._sends if count == 1 else self._sends | {"messaging.batch.message_count": count}
         return SendingSpan(self._tracer.start_span(self._send_name, None, SpanKind.PRODUCER, attributes))
 
@@ -184,10 +184,10 @@ class SendingSpan:
 
     __slots__ = ("_span", "_state", "_text")
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, text: str = "") -> None:
         self._span = span
         found = span.get_span_context()
-        self._text = _text(found)
+        self._text = text or _text(found)
         self._state = found.trace_state.to_header() if found.trace_state else ""
 
     def carried(self, attributes: Mapping[str, str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})
 _TRACESTATE_MEMBER = rb"[ \t]*(?:[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{1,256})?[ \t]*"
 _TRACESTATE = re.compile(rb"%s(?:,%s)*+" % (_TRACESTATE_MEMBER, _TRACESTATE_MEMBER))
 _SAMPLED = 1
+_ODD = frozenset("13579bdf")  # the last digit of flags with _SAMPLED among them
 
 
 class TraceContext(NamedTuple):
@@ -67,7 +68,7 @@ def sampled(traceparents: Iterable[str | None]) -> dict[str, tuple[TraceContext,
     """The sampled contexts among the texts, each with how often it is there; at most MAX_CONTEXTS of them."""
     counts: dict[str, int] = {}
     for text in traceparents:
-        if text:
+        if text and text[-1] in _ODD:
             counts[text] = counts.get(text, 0) + 1
     found: dict[str, tuple[TraceContext, int]] = {}
     for text, count in counts.items():
