@@ -56,7 +56,8 @@ class MetricsExport:
                 await self._send(resource, self._deadline)
         finally:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._send(resource, LAST_SECONDS), LAST_SECONDS)
+                async with asyncio.timeout(LAST_SECONDS):
+                    await self._send(resource, LAST_SECONDS)
 
     async def _send(self, resource: Any, deadline_seconds: float) -> None:
         from service.metrics.exposition import Collected
@@ -69,7 +70,9 @@ class MetricsExport:
         data = metrics_data(Collected(snapshots, gauges), resource, span)
         for exporter in self._exporters:
             with suppress(TimeoutError):  # the exporter logs what went wrong
-                await asyncio.wait_for(_in_thread(partial(exporter.export, data)), deadline_seconds)
+                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+                async with asyncio.timeout(deadline_seconds):
+                    await _in_thread(partial(exporter.export, data))
 
 
 def _milliseconds(variable: str, default: int) -> int:
