@@ -7,7 +7,6 @@ OpenTelemetry's SDK is imported. No provider is made global, so no library adds 
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import threading
@@ -95,7 +94,9 @@ def _exporter(signal: Signal, name: str) -> Any | None:
             _log.warning("OTLP over %s is not known, so no %s are exported", found, signal)
             return None
         name = _PROTOCOLS[found]
-    for entry in importlib.metadata.entry_points(group=f"opentelemetry_{signal}_exporter", name=name):
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group=f"opentelemetry_{signal}_exporter", name=name):
         return entry.load()()
     _log.warning("the exporter %s is not installed, so no %s go there", name, signal)
     return None
