@@ -41,14 +41,11 @@ _QUOTING = re.compile(
 )
 
 
-class _Formatter(logging.Formatter):
-    """Writes a traceback without what the database quotes of the data."""
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return _QUOTING.sub(r"\1: (left out)", super().formatException(ei))
+def _without_data(traceback: str) -> str:
+    return _QUOTING.sub(r"\1: (left out)", traceback)
 
 
-class JsonFormatter(_Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object for each record, with the field names that Cloud Logging knows.
 
     https://cloud.google.com/logging/docs/structured-logging. A record's `http_request` (a mapping with the
@@ -82,11 +79,11 @@ class JsonFormatter(_Formatter):
                 "function": record.funcName or "",
             }
         if record.exc_info:
-            entry["stack_trace"] = self.formatException(record.exc_info)
+            entry["stack_trace"] = _without_data(self.formatException(record.exc_info))
         return msgspec.json.encode(entry).decode()
 
 
-class TextFormatter(_Formatter):
+class TextFormatter(logging.Formatter):
     """One line for each record, and its traceback below it."""
 
     def __init__(self) -> None:
@@ -97,7 +94,7 @@ class TextFormatter(_Formatter):
         place = trace_context.parse(current_traceparent.get())
         ids = " ".join(each for each in (request_id, place and place.trace_id) if each)
         record.request_suffix = f" [{ids}]" if ids else ""
-        return super().format(record)
+        return _without_data(super().format(record))  # whichever handler has rendered the traceback before
 
 
 def configure(settings: Settings) -> None:
