@@ -34,8 +34,9 @@ def write_messages(
         "emulator_host": bigquery_emulator,
         "storage_emulator_host": credentials.bigquery_storage_emulator() if bigquery_emulator else "",
     }
+    traces = options.traces()
     letters = messages | "Write sign-ins to BigQuery" >> WriteSignins(
-        table, method=method, **emulators, **origin
+        table, method=method, traces=traces, **emulators, **origin
     )
     if further_dead_letters:
         letters = (letters, *further_dead_letters) | "Gather dead letters" >> beam.Flatten()
@@ -44,5 +45,6 @@ def write_messages(
         dead_letter_table,
         method="STORAGE_WRITE" if method in ("STORAGE_WRITE", "STORAGE_WRITE_API") else "INSERT_ALL",
         topic=Topic(topic, credentials.pubsub_emulator() if bigquery_emulator else "") if topic else None,
+        traces=traces,
         **emulators,
     )

@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from pipeline.credentials import bigquery_storage_emulator
 from transforms.bigquery_rows import TableRef, parse_table
+from transforms.write_traces import WriteTraces
 
 if TYPE_CHECKING:
     from transforms.bigquery_write import WriteMethod
@@ -31,6 +32,7 @@ WRITE_METHODS = (
 )
 
 TOPIC_PATTERN = r"^projects/[^/]+/topics/[^/]+$"
+OTLP_PATTERN = r"^https?://[^\s/]+(/\S*)?$"
 SUBSCRIPTION_PATTERN = r"^projects/[^/]+/subscriptions/[^/]+$"
 
 
@@ -113,6 +115,12 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
             default="",
             help="Text that is stored with each dead letter, to tell which version of the job wrote it.",
         )
+        parser.add_argument(
+            "--otlp_endpoint",
+            default="",
+            help="Base URL of an OTLP/HTTP receiver, such as http://collector:4318, that gets a span of the "
+            "write for each sampled trace. Without it the OTEL_ variables of the worker count.",
+        )
 
     def project(self) -> str:
         """The project of the job. Raises OptionsError where none can be known."""
@@ -166,6 +174,10 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
             )
         return chosen
 
+    def traces(self) -> WriteTraces:
+        """Whose messages the write step's spans are about, and where these go."""
+        return WriteTraces(self.input_subscription or self.input_topic, self.otlp_endpoint)
+
     def deduplicating_attribute(self) -> str | None:
         """The attribute that identifies a message, or None."""
         return None if self.id_label in ("", "none") else str(self.id_label)
@@ -207,6 +219,8 @@ def read_command_line(argv: list[str] | None, default_job_name: str, *, streamin
     cloud.project = signin.project()
     if signin.dead_letter_topic:
         _require(TOPIC_PATTERN, signin.dead_letter_topic, "--dead_letter_topic")
+    if signin.otlp_endpoint:
+        _require(OTLP_PATTERN, signin.otlp_endpoint, "--otlp_endpoint")
     return signin
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import credentials
 from pipeline.local_engine.signals import CANCELLED_EXIT_CODE, Signals
+from transforms import write_traces
 
 if TYPE_CHECKING:
     from pipeline.options import SigninOptions
@@ -49,6 +50,7 @@ def guarded(dispatch: Callable[[list[str], Signals], int], arguments: list[str])
             return 2
     finally:
         signals.close()
+        write_traces.close()
 
 
 def quieten_beam() -> None:

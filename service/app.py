@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -27,11 +28,15 @@ from service.edge import Edge
 from service.errors import ConfigError, DatabaseUnavailableError
 from service.google_rest import GoogleRest
 from service.metrics import Metrics
+from service.metrics_export import MetricsExport
 from service.outbox import Outbox
-from service.publisher import Publisher
+from service.publisher import Publisher, TracedPublisher
 from service.reconciler import Reconciler
 from service.relay import Relay
 from service.topic import Topic
+
+if TYPE_CHECKING:
+    from service.spans import Traces
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +55,12 @@ class Service(FastAPI):
             events.ENDPOINTS,
             self.state.metrics,
             self.state.guard,
+            self.state.traces,
         )
 
 
-def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
-    """The whole service; nothing is connected before its lifespan begins."""
+def create_app(settings: Settings, metrics: Metrics | None = None, traces: Traces | None = None) -> FastAPI:
+    """The whole service; its lifespan connects everything, and at its end closes `traces` too."""
     app = Service(
         title="Sign-in pipeline",
         description=_DESCRIPTION,
@@ -70,6 +76,7 @@ def create_app(settings: Settings, metrics: Metrics | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
     app.state.lifetime = health.Lifetime()
+    app.state.traces = traces
     app.state.guard = Guard(settings, Routes(settings, lambda: app.routes))
     app.router.routes.extend(events.router.routes)  # include_router would look for the busiest route twice
     app.include_router(jobs.router)
@@ -91,6 +98,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """
     settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
+        traces = stack.enter_context(_closing(app.state.traces))
         clients = Clients(settings)
         stack.push_async_callback(_closed, "clients", clients.close, CLOSE_DEADLINE_SECONDS)
         if settings.uses_google_cloud:
@@ -99,10 +107,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(_closed, "database", database.close, CLOSE_DEADLINE_SECONDS)
         app.state.guard.database = database
         metrics: Metrics = app.state.metrics
-        topic, outbox = Topic(clients, settings, metrics), Outbox(database, settings, metrics=metrics)
+        topic, outbox = Topic(clients, settings, metrics, traces), Outbox(database, settings, metrics=metrics)
         breaker = _breaker(settings, metrics)
-        relay = Relay(topic, outbox, breaker, settings, metrics)
-        publisher = Publisher(topic, outbox, breaker, settings)
+        publisher = _publisher(topic, outbox, breaker, settings, traces)
         publishing = (
             settings.publish_patience_seconds + settings.outbox_deadline_seconds + _PUBLISHER_GRACE_SECONDS
         )
@@ -110,11 +117,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         table = DeadLetterTable(settings)
         stack.push_async_callback(_closed, "dead letters", table.close, CLOSE_DEADLINE_SECONDS)
         replayer = Replayer(database, outbox, table)
-        dataflow = Dataflow(clients, settings, metrics)
-        reconciler = Reconciler(database, dataflow, settings, metrics=metrics)
-        app.state.clients = clients
-        app.state.database = database
-        app.state.outbox = outbox
+        dataflow = Dataflow(clients, settings, metrics, traces)
+        reconciler = Reconciler(database, dataflow, settings, metrics=metrics, traces=traces)
+        app.state.clients, app.state.database, app.state.outbox = clients, database, outbox
         app.state.breaker = breaker
         app.state.publisher = publisher
         app.state.dead_letters = table
@@ -127,10 +132,30 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker, reconciler)
         stack.push_async_callback(_ended, _begin_warm_up(clients, database, app.state.lifetime))
-        for work in (reconciler, relay, metrics, replayer, app.state.guard):
+        relay = Relay(topic, outbox, breaker, settings, metrics)
+        export = MetricsExport(metrics, lambda: scrape.shared_gauges(app), app.version)
+        for work in (reconciler, relay, metrics, replayer, app.state.guard, export):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
         yield
+
+
+@contextmanager
+def _closing(traces: Traces | None) -> Iterator[Traces | None]:
+    """Hands on what makes the spans, and sends the last of them at the end."""
+    try:
+        yield traces
+    finally:
+        if traces:
+            traces.close()
+
+
+def _publisher(
+    topic: Topic, outbox: Outbox, breaker: Breaker, settings: Settings, traces: Traces | None
+) -> Publisher:
+    if traces:
+        return TracedPublisher(topic, outbox, breaker, settings, traces)
+    return Publisher(topic, outbox, breaker, settings)
 
 
 def _breaker(settings: Settings, metrics: Metrics) -> Breaker:

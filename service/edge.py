@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,6 +28,10 @@ from service.bodies import Bodies, Body
 from service.errors import ProblemError, ShuttingDownError
 from service.logs import current_request_id
 from service.metrics import Metrics
+from transforms.trace_context import current_traceparent
+
+if TYPE_CHECKING:
+    from service.spans import RequestSpan, Traces
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +56,12 @@ class Edge:
         endpoints: Mapping[str, Endpoint] = MappingProxyType({}),
         metrics: Metrics | None = None,
         guard: Guard | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
         self._guard = guard
         self._audit = Audit()
+        self._traces = traces
         self._app = app
         self._bodies = bodies
         self._endpoints = endpoints
@@ -71,6 +78,9 @@ class Edge:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = self._request_id(headers)
         current_request_id.set(request_id.decode())
+        span = self._traces.request(scope, headers) if self._traces else None
+        if span is None and (parent := headers.get(b"traceparent")):
+            current_traceparent.set(parent.decode("latin-1"))
         body = self._bodies.incoming(scope, headers, receive)
         answer = Answer(send, request_id, body)
         try:
@@ -88,10 +98,16 @@ class Edge:
             await self._settle(error, scope, receive, answer)
         finally:
             self._metrics.request_answered(scope, answer.status, time.perf_counter() - started_at)
-            if scope["path"] not in self._endpoints:
-                self._audit.answered(scope, answer.status, answer.sent)
+            self._tell(scope, answer, span)
             if body:
                 body.release()
+
+    def _tell(self, scope: Scope, answer: Answer, span: RequestSpan | None) -> None:
+        """Tells the audit log and the trace what became of a request."""
+        if scope["path"] not in self._endpoints:
+            self._audit.answered(scope, answer.status, answer.sent)
+        if span:
+            span.end(scope, answer.status)
 
     async def _settle(self, error: BaseException, scope: Scope, receive: Receive, answer: Answer) -> None:
         """Sees to it that a request that broke has an answer, and that the server knows what it must know."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -11,27 +12,49 @@ from typing import Any
 import msgspec
 
 from service.config import Settings
+from transforms import trace_context
+from transforms.trace_context import current_traceparent
 
 current_request_id: contextvars.ContextVar[str] = contextvars.ContextVar("current_request_id", default="")
 
 _TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s%(request_suffix)s"
 _SERVER_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-# Their DEBUG records repeat every frame on the wire, payloads included.
+# Their DEBUG records repeat every statement, header and frame on the wire, payloads and passwords included:
+# they say nothing below WARNING, wherever it goes.
+REPEATING = ("aiosqlite", "google", "grpc", "hpack", "httpcore", "sqlalchemy", "urllib3")
+# Too many records to be read, except in the file that gets everything.
 CHATTY = (
-    "aiosqlite",
     "alembic",  # two records at INFO for each look at /readyz
     "asyncio",
-    "hpack",
-    "httpcore",
     "httpx",
-    "urllib3",
-    "google.auth",
-    "sqlalchemy",
+)
+_TRACE = "logging.googleapis.com/trace"
+_SPAN = "logging.googleapis.com/spanId"
+_SAMPLED = "logging.googleapis.com/trace_sampled"
+_LABELS = "logging.googleapis.com/labels"
+_SOURCE = "logging.googleapis.com/sourceLocation"
+
+
+# What PostgreSQL adds to an error: the row that did not fit, the JSON that it stopped in.
+_QUOTING = re.compile(
+    r"^(DETAIL|CONTEXT):.*(?:\n(?!\s*$|The above |\[SQL|\(Background|Traceback|  File ).*)*", re.MULTILINE
 )
 
 
+def _without_data(traceback: str) -> str:
+    return _QUOTING.sub(r"\1: (left out)", traceback)
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object for each record, with the field names that Cloud Logging knows."""
+    """One JSON object for each record, with the field names that Cloud Logging knows.
+
+    https://cloud.google.com/logging/docs/structured-logging. A record's `http_request` (a mapping with the
+    names of LogEntry's HttpRequest) becomes the entry's.
+    """
+
+    def __init__(self, project: str) -> None:
+        super().__init__()
+        self._traces = f"projects/{project}/traces/"
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -42,9 +65,22 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id := current_request_id.get():
             entry["request_id"] = request_id
+            entry[_LABELS] = {"request_id": request_id}
+        if place := trace_context.parse(current_traceparent.get()):
+            entry[_TRACE] = self._traces + place.trace_id
+            entry[_SPAN] = place.span_id
+            entry[_SAMPLED] = place.sampled
+        if http_request := getattr(record, "http_request", None):
+            entry["httpRequest"] = http_request
+        if record.levelno >= logging.ERROR:
+            entry[_SOURCE] = {
+                "file": record.pathname,
+                "line": str(record.lineno),
+                "function": record.funcName or "",
+            }
         entry.update(getattr(record, "fields", {}))  # of records that are made for programs
         if record.exc_info:
-            entry["stack_trace"] = self.formatException(record.exc_info)
+            entry["stack_trace"] = _without_data(self.formatException(record.exc_info))
         return msgspec.json.encode(entry).decode()
 
 
@@ -56,15 +92,17 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         request_id = current_request_id.get()
-        record.request_suffix = f" [{request_id}]" if request_id else ""
-        return super().format(record)
+        place = trace_context.parse(current_traceparent.get())
+        ids = " ".join(each for each in (request_id, place and place.trace_id) if each)
+        record.request_suffix = f" [{ids}]" if ids else ""
+        return _without_data(super().format(record))  # whichever handler has rendered the traceback before
 
 
 def configure(settings: Settings) -> None:
     """Sends the records of this process, uvicorn's included, where `settings` say; the last call counts."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    stream.setFormatter(JsonFormatter(settings.project) if as_json else TextFormatter())
     stream.setLevel(settings.log_level)
     handlers: list[logging.Handler] = [stream]
     level = stream.level
@@ -87,6 +125,6 @@ def configure(settings: Settings) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    if not settings.debug_log:
-        for name in CHATTY:
-            logging.getLogger(name).setLevel(max(level, logging.WARNING))  # each statement at INFO
+    quiet = REPEATING if settings.debug_log else REPEATING + CHATTY
+    for name in quiet:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))

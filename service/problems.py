@@ -68,7 +68,8 @@ def rendered(problem: ProblemError, path: str, headers: dict[str, str] | None = 
 
 def of_failure(error: BaseException, method: str, path: str) -> ProblemError:
     """The problem for an error that nobody expected; the log has it, the caller only the way to it."""
-    log.error("%s %s failed", method, path, exc_info=error)
+    asked = {"requestMethod": method, "requestUrl": path, "status": ProblemError.status}
+    log.error("%s %s failed", method, path, exc_info=error, extra={"http_request": asked})
     return ProblemError("The service failed; its log has the cause under this request's id.")
 
 

@@ -8,9 +8,10 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from service import job_store
 from service.config import Settings
@@ -22,6 +23,9 @@ from service.job_store import Lineage
 from service.lease import Lease
 from service.metrics import Metrics
 from service.models import utc_now
+
+if TYPE_CHECKING:
+    from service.spans import Traces
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +75,9 @@ class Reconciler:
         settings: Settings,
         clock: Callable[[], datetime] | None = None,
         metrics: Metrics | None = None,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self._tick_seconds = (metrics or Metrics()).tick_seconds
         self.control = JobControl(database, dataflow, settings, clock or utc_now)
         self.lease = Lease(database, LEASE, settings.reconcile_lease_seconds, clock)
@@ -116,7 +122,8 @@ class Reconciler:
         async with self.lease.kept():
             started, outcome = time.perf_counter(), "failed"
             try:
-                whole = await self.tick()
+                with self._traces.tick() if self._traces else nullcontext():
+                    whole = await self.tick()
                 outcome = "complete" if whole else "incomplete"
             finally:
                 seconds = time.perf_counter() - started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 
 from service.errors import DatabaseUnavailableError
 from service.metrics import Metrics, families
@@ -58,13 +58,18 @@ class OutboxWatch:
 )
 async def metrics(request: Request) -> Response:
     """Tell what was counted since the start, by all processes, in the text format of Prometheus."""
-    state = request.app.state
-    found: Metrics = state.metrics
-    watch: OutboxWatch = state.outbox_watch
-    gauges = outbox_gauges(await watch.look())
-    gauges[families.INFO.name] = [((request.app.version,), 1)]
+    found: Metrics = request.app.state.metrics
+    gauges = await shared_gauges(request.app)
     text, content_type = rendered(found.everybody(), gauges, request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type})
+
+
+async def shared_gauges(app: FastAPI) -> dict[str, Labelled]:
+    """What all processes of the service share and none of them counts."""
+    watch: OutboxWatch = app.state.outbox_watch
+    gauges = outbox_gauges(await watch.look())
+    gauges[families.INFO.name] = [((app.version,), 1)]
+    return gauges
 
 
 def outbox_gauges(status: OutboxStatus | None) -> dict[str, Labelled]:

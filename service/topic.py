@@ -6,11 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.clients import Clients, PubsubStub
 from service.config import Settings
 from service.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.spans import Traces
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +56,15 @@ class TopicError(Exception):
 class Topic:
     """The topic of the settings; for use within one event loop."""
 
-    def __init__(self, clients: Clients, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        clients: Clients,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        traces: Traces | None = None,
+    ) -> None:
         self.metrics = metrics or Metrics()
+        self._traces = traces
         self._clients = clients
         self._pubsub: PubsubStub | None = None
         self.path = settings.topic_path
@@ -67,6 +77,7 @@ class Topic:
         """
         started = time.perf_counter()
         status = "CANCELLED"
+        span = self._traces.publish_call(messages) if self._traces else None
         try:
             if self._pubsub is None:
                 async with asyncio.timeout(CONNECT_SECONDS):
@@ -82,6 +93,8 @@ class Topic:
             return ids
         finally:
             self.metrics.publish_called(len(messages), time.perf_counter() - started, status)
+            if span:
+                span.end(status)
 
     async def _publish(
         self, pubsub: PubsubStub, messages: Sequence[Message], deadline_seconds: float

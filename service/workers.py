@@ -206,11 +206,14 @@ def main() -> None:
     _hold_to_parent()
     from service import server
     from service.app import create_app
+    from service.health import installed_version
     from service.logs import configure
+    from service.tracing import from_environment
 
     configure(given)
     listening, shared, slot, count = map(int, sys.argv[1:])
-    app = create_app(given, Metrics(Region(shared, slot, count)))
+    traces = from_environment(given, installed_version())
+    app = create_app(given, Metrics(Region(shared, slot, count)), traces)
 
     def started() -> None:
         os.write(1, _READY)

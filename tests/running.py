@@ -15,7 +15,7 @@ import grpc
 import httpx
 from google.pubsub_v1 import types
 
-from service.local.faults import Fault
+from service.local.faults import Fault, set_faults
 from service.local.stack import read_running
 from transforms import bigquery_tables
 
@@ -53,15 +53,16 @@ def clean_environment():
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("SIGNIN_", "GOOGLE_")) and not name.endswith("_EMULATOR_HOST")
+        if not name.startswith(("SIGNIN_", "GOOGLE_", "OTEL_")) and not name.endswith("_EMULATOR_HOST")
     }
 
 
 class Up:
     """One `signin up` on free ports; its data directory is `.signin` in `directory`."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, **variables):
         self.directory = directory
+        self._variables = variables
         self.mark = uuid.uuid4().hex
         self.environment = {}
         self._process = None
@@ -72,7 +73,7 @@ class Up:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service", "up", *options],
                 cwd=self.directory,
-                env=clean_environment() | {MARK: self.mark},
+                env=clean_environment() | self._variables | {MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -105,8 +106,8 @@ class Up:
     def get(self, path):
         return httpx.get(self.url + path, timeout=30).raise_for_status().json()
 
-    def post(self, path, body=None):
-        return httpx.post(self.url + path, json={} if body is None else body, timeout=30)
+    def post(self, path, body=None, **headers):
+        return httpx.post(self.url + path, json={} if body is None else body, headers=headers, timeout=30)
 
     def launch(self):
         """Launches the job and waits until it runs; returns its id."""
@@ -136,6 +137,10 @@ class Up:
                 stop = min(start + 1000, first + count)
                 messages = [{"data": event(number)} for number in range(start, stop)]
                 stub(types.PublishRequest(topic=TOPIC, messages=messages), timeout=30)
+
+    def pubsub_fault(self, *faults):
+        """Sets the faults of the local Pub/Sub; none ends them."""
+        set_faults(self.environment["PUBSUB_EMULATOR_HOST"], faults)
 
     def bigquery_fault(self, *faults):
         """Sets the faults of the local BigQuery; none ends them."""

@@ -227,7 +227,7 @@ async def test_the_history_has_the_key_s_name_and_no_log_and_no_table_its_secret
         }
         rows = await everything_in(app.state.database)
     secret = key.text[-43:]
-    logged = "\n".join(JsonFormatter().format(record) for record in caplog.records)
+    logged = "\n".join(JsonFormatter("signin-local").format(record) for record in caplog.records)
     assert key.row.id in rows
     assert secret not in rows
     assert secret not in logged

@@ -19,6 +19,7 @@ from service.app import create_app
 from service.clients import MissingCredentialsError
 from service.config import Settings
 from service.local.faults import Fault
+from tests.running import clean_environment
 from tests.serving import ARTICLE, JSON, pubsub_with_topic, running, until
 
 ROOT = Path(__file__).parent.parent
@@ -33,16 +34,21 @@ server.run(create_app(settings), listener, lambda: print(listener.getsockname()[
 """
 
 
-def test_importing_the_application_imports_neither_beam_nor_googles_clients():
+def test_importing_the_application_imports_neither_beam_nor_googles_clients_nor_what_makes_spans():
     program = """
         import json, sys
-        import service.app
-        heavy = ("apache_beam", "grpc", "google.api_core", "google.auth", "google.cloud.", "google.pubsub_v1")
+        from service import app, tracing
+        from service.config import Settings
+        settings = Settings(_env_file=None)
+        app.create_app(settings, traces=tracing.from_environment(settings, "1"))
+        heavy = ("apache_beam", "grpc", "google.api_core", "google.auth", "google.cloud.", "google.pubsub_v1",
+                 "opentelemetry.sdk", "opentelemetry.exporter", "service.spans")
         print(json.dumps([name for name in sys.modules if name.startswith(heavy)]))
     """
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         cwd=ROOT,
+        env=clean_environment(),
         capture_output=True,
         text=True,
         timeout=60,

@@ -23,7 +23,7 @@ def records(caplog):
     """What the audit log says, as programs read it."""
     caplog.set_level(logging.INFO, "service.audit")
     return lambda: [
-        json.loads(JsonFormatter().format(record))["audit"]
+        json.loads(JsonFormatter("signin-local").format(record))["audit"]
         for record in caplog.records
         if record.name == "service.audit"
     ]
@@ -113,7 +113,7 @@ async def test_the_log_has_the_request_s_id_beside_the_act(tmp_path, database_ur
     caplog.set_level(logging.INFO, "service.audit")
     written = []
     handler = logging.Handler()
-    handler.emit = lambda record: written.append(json.loads(JsonFormatter().format(record)))
+    handler.emit = lambda record: written.append(json.loads(JsonFormatter("signin-local").format(record)))
     logging.getLogger("service.audit").addHandler(handler)
     try:
         async with shut(tmp_path, database_url) as (_, client):

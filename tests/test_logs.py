@@ -11,13 +11,14 @@ from service import logs
 from service.config import Settings
 from service.db import migrate
 from tests.serving import JSON, serving, settings_for
+from transforms.trace_context import current_traceparent
 
 
 @pytest.fixture(autouse=True)
 def loggers_as_before():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in logs.CHATTY}
+    levels = {name: logging.getLogger(name).level for name in (*logs.CHATTY, *logs.REPEATING)}
     yield
     for handler in root.handlers[:]:
         if handler not in handlers:
@@ -49,6 +50,43 @@ def test_a_traceback_and_the_request_id_are_members_of_the_json_object(capsys):
     entry = json.loads(capsys.readouterr().err)
     assert entry["request_id"] == "r-1"
     assert entry["stack_trace"] == "ValueError: broken"
+
+
+@pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("03", True)])
+def test_a_record_belongs_to_the_trace_of_its_request_under_cloud_loggings_names(capsys, flags, sampled):
+    logs.configure(settings(log_format="json", project="my-project"))
+    token = current_traceparent.set(f"00-{'ab' * 16}-{'cd' * 8}-{flags}")
+    id_token = logs.current_request_id.set("r-1")
+    logging.getLogger("a").error("broke", extra={"http_request": {"status": 500}})
+    logs.current_request_id.reset(id_token)
+    current_traceparent.reset(token)
+    entry = json.loads(capsys.readouterr().err)
+    assert entry["logging.googleapis.com/trace"] == f"projects/my-project/traces/{'ab' * 16}"
+    assert entry["logging.googleapis.com/spanId"] == "cd" * 8
+    assert entry["logging.googleapis.com/trace_sampled"] is sampled
+    assert entry["logging.googleapis.com/labels"] == {"request_id": "r-1"}
+    assert entry["httpRequest"] == {"status": 500}
+    assert entry["logging.googleapis.com/sourceLocation"]["file"] == __file__
+
+
+def test_a_callers_malformed_trace_is_not_logged(capsys):
+    logs.configure(settings(log_format="json"))
+    token = current_traceparent.set('00-"}hidden')
+    logging.getLogger("a").info("hello")
+    current_traceparent.reset(token)
+    assert "hidden" not in capsys.readouterr().err
+
+
+def test_what_postgresql_quotes_of_a_row_is_left_out_of_a_traceback(capsys):
+    logs.configure(settings(log_format="text"))
+    error = RuntimeError("outer")
+    quoted = "DETAIL:  Failing row contains (1, hidden\nhidden).\nCONTEXT:  hidden"
+    error.__cause__ = ValueError(f"it does not fit\n{quoted}")
+    logging.getLogger("a").error("broke", exc_info=error)
+    text = capsys.readouterr().err
+    assert "hidden" not in text
+    assert "it does not fit" in text
+    assert "RuntimeError: outer" in text
 
 
 def test_text_for_people_is_one_line(capsys):

@@ -87,7 +87,7 @@ async def test_an_older_program_refuses_a_schema_that_no_longer_serves_it(tmp_pa
 async def test_a_newer_program_refuses_readiness_on_an_older_schema_until_it_is_migrated(
     tmp_path, empty_database_url, monkeypatch
 ):
-    monkeypatch.setattr("service.health.CACHE_SECONDS", 0.0)
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", 0.0)
     async with pubsub_with_topic(tmp_path, database_url=empty_database_url) as (_, settings, _reader):
         migrate(settings, "0006")
         async with serving(settings) as client:
@@ -103,7 +103,7 @@ async def test_a_newer_program_refuses_readiness_on_an_older_schema_until_it_is_
 async def test_a_program_that_works_keeps_its_sign_ins_when_the_schema_leaves_it_behind(
     tmp_path, database_url, monkeypatch
 ):
-    monkeypatch.setattr("service.health.CACHE_SECONDS", 0.0)
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", 0.0)
     async with (
         pubsub_with_topic(tmp_path, database_url=database_url) as (_, settings, _reader),
         serving(settings) as client,

@@ -7,14 +7,31 @@ import signal
 
 import pytest
 
+from service.local.faults import Fault
+from tests.otlp_receiver import Receiver
 from tests.running import SLOW_INSERTS, Up, event_id, until
 
 pytestmark = pytest.mark.timeout(240)
 
 
+TOPIC = "topic-user-signin"
+WALK = (
+    "POST /events/signin",
+    f"send {TOPIC}",
+    "google.pubsub.v1.Publisher/Publish",
+    "process user-signin-bigquery",
+)
+
+
 @pytest.fixture(scope="module")
-def up(tmp_path_factory):
-    up = Up(tmp_path_factory.mktemp("up")).start()
+def receiver():
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory, receiver):
+    up = Up(tmp_path_factory.mktemp("up"), **receiver.environment).start()
     yield up
     assert up.stop() == 0
     assert up.left() == {}
@@ -83,10 +100,35 @@ def test_after_a_kill_no_process_is_left_and_the_next_up_knows_jobs_rows_and_mes
     assert up.left() == {}
 
 
-def test_the_service_answers_the_articles_message_and_the_rows_command_shows_it(up):
+def test_one_trace_tells_all_the_way_of_an_event_also_of_one_that_waited_in_the_outbox(up, receiver):
     job = up.launch()
     answer = up.post("/events/signin", {"userid": "93234234", "date": "2017-10-17T20:57:17.338320"})
     assert answer.status_code == 202
     assert answer.json()["message_id"].isdecimal()
     until(lambda: answer.json()["event_id"] in up.rows())
+
+    def is_mine(span):
+        return span.attributes.get("messaging.message.id") == answer.json()["message_id"]
+
+    sent = receiver.until(lambda seen: next(filter(is_mine, seen.spans), None))
+    request, send, publish, write = receiver.until(lambda seen: seen.of(sent.trace_id, *WALK))
+    assert [each.service for each in (request, send, publish, write)] == ["signin"] * 3 + ["signin-pipeline"]
+    kinds = [each.kind for each in (request, send, publish, write)]
+    assert kinds == ["SERVER", "PRODUCER", "CLIENT", "CONSUMER"]
+    assert (request.parent_id, send.parent_id) == ("", request.span_id)
+    assert publish.parent_id == write.parent_id == send.span_id
+    assert request.began <= send.began <= publish.began <= publish.ended <= write.ended
+
+    trace_id, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    up.pubsub_fault(Fault(method="Publish", code="UNAVAILABLE"))
+    signin = {"userid": "1", "date": "2017-10-17T20:57:17Z"}
+    answer = up.post("/events/signin", signin, traceparent=f"00-{trace_id}-{caller}-01")
+    assert answer.json()["status"] == "spooled"
+    up.pubsub_fault()
+    request, send, publish, write = receiver.until(lambda seen: seen.of(trace_id, *WALK))
+    assert (request.parent_id, send.parent_id) == (caller, request.span_id)
+    assert send.attributes["signin.status"] == "spooled"
+    assert publish.parent_id == write.parent_id == send.span_id
+    assert publish.began > request.ended
+    assert answer.json()["event_id"] in up.rows()
     up.drain(job)

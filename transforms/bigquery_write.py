@@ -28,6 +28,7 @@ from transforms.pubsub_message import (
     Extractor,
     MessageExtractingFn,
 )
+from transforms.write_traces import BY_ENVIRONMENT, WriteTraces
 
 WriteMethod = OwnMethod | StockMethod
 MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet
@@ -52,10 +53,12 @@ class WriteSignins(beam.PTransform):  # type: ignore[misc]
         emulator_host: str = "",
         storage_emulator_host: str = "",
         policy: WritePolicy | None = None,
+        traces: WriteTraces = BY_ENVIRONMENT,
         pipeline_version: str = "",
         job_id: str = "",
     ) -> None:
         super().__init__()
+        self._traces = traces
         self._table = table
         self._method = method
         self._emulators = emulator_host, storage_emulator_host
@@ -66,7 +69,7 @@ class WriteSignins(beam.PTransform):  # type: ignore[misc]
         method = self._method
         if method == "STORAGE_WRITE" or method == "INSERT_ALL":  # noqa: PLR1714 - so mypy follows
             destination = Destination(self._table, method, *self._emulators)
-            write = WriteSigninsFn(destination, self._policy, Extractor(**self._origin))
+            write = WriteSigninsFn(destination, self._policy, Extractor(**self._origin), self._traces)
             return messages | "Extract and append sign-ins" >> beam.ParDo(write)
         extracted = messages | "Extract sign-ins" >> beam.ParDo(
             MessageExtractingFn(**self._origin)
@@ -91,10 +94,11 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
         storage_emulator_host: str = "",
         policy: WritePolicy | None = None,
         topic: Topic | None = None,
+        traces: WriteTraces = BY_ENVIRONMENT,
     ) -> None:
         super().__init__()
         destination = Destination(table, method, emulator_host, storage_emulator_host)
-        self._write = _WriteDeadLettersFn(destination, policy or WritePolicy(), topic)
+        self._write = _WriteDeadLettersFn(destination, policy or WritePolicy(), topic, traces)
 
     def expand(self, letters: Any) -> Any:
         return letters | "Append dead letters" >> beam.ParDo(self._write)
@@ -106,8 +110,15 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
     Each message is held beside its row until that is acknowledged, so that its dead letter has it whole.
     """
 
-    def __init__(self, destination: Destination, policy: WritePolicy, extractor: Extractor) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        policy: WritePolicy,
+        extractor: Extractor,
+        traces: WriteTraces = BY_ENVIRONMENT,
+    ) -> None:
         super().__init__()
+        self._traces = traces
         self._destination = destination
         self._policy = policy
         self._extractor = extractor
@@ -165,7 +176,8 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         self._reset()
         if not rows:
             return []
-        refused = self.write(rows)
+        with self._traces.of_messages(messages, str(self._destination.table)):
+            refused = self.write(rows)
         self._extractor.parsed += len(rows)
         if not refused:
             return []
@@ -178,8 +190,11 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
 
 
 class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, destination: Destination, policy: WritePolicy, topic: Topic | None) -> None:
+    def __init__(
+        self, destination: Destination, policy: WritePolicy, topic: Topic | None, traces: WriteTraces
+    ) -> None:
         super().__init__()
+        self._traces = traces
         self._destination = destination
         self._policy = policy
         self._topic = topic
@@ -202,7 +217,8 @@ class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
         letters, self._letters, self._bytes = self._letters, [], 0
         if not letters:
             return
-        self._append(letters)
+        with self._traces.of_dead_letters(letters, str(self._destination.table)):
+            self._append(letters)
         if self._topic:
             failed = shared_publisher(self._topic).publish(letters)
             Metrics.counter(METRICS_NAMESPACE, "dead_letters_published").inc(len(letters) - failed)

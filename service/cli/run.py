@@ -80,8 +80,9 @@ def serve(
 
 def run_server(settings: Settings, *, announce: bool, processes: int = 1) -> None:
     """Serves until a signal comes. Raises ConfigError where the port is taken or credentials are missing."""
-    from service import server, workers
+    from service import server, tracing, workers
     from service.app import create_app
+    from service.health import installed_version
 
     if settings.uses_google_cloud:
         asyncio.run(find_credentials(settings))
@@ -106,7 +107,8 @@ def run_server(settings: Settings, *, announce: bool, processes: int = 1) -> Non
     if processes > 1:
         workers.run(settings, listener, processes, started)
     else:
-        server.run(create_app(settings), listener, started)
+        traces = tracing.from_environment(settings, installed_version())
+        server.run(create_app(settings, traces=traces), listener, started)
 
 
 async def find_credentials(settings: Settings) -> None:

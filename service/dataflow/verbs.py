@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.clients import Clients
 from service.config import Settings
@@ -37,6 +38,9 @@ from service.errors import ConfigError
 from service.metrics import Metrics
 from service.models import Job
 
+if TYPE_CHECKING:
+    from service.spans import Traces
+
 FORCE_CANCEL_LABEL = "force_cancel_job"
 CONNECT_SECONDS = 1.0
 _PAGES = 100
@@ -50,8 +54,15 @@ _COUNTERS_KEPT = 256
 class Dataflow:
     """Dataflow through the stock clients. Every verb raises DataflowError. `calls` counts what was sent."""
 
-    def __init__(self, clients: Clients, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        clients: Clients,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        traces: Traces | None = None,
+    ) -> None:
         self.calls = 0
+        self._traces = traces
         self._metrics = metrics or Metrics()
         self._clients = clients
         self._settings = settings
@@ -242,7 +253,8 @@ class Dataflow:
         return found
 
     async def _call(self, client: Callable[[], Awaitable[Any]], method: str, *args: Any, **more: Any) -> Any:
-        with self._metrics.dataflow_call(method):
+        span = self._traces.dataflow_call(method) if self._traces else nullcontext()
+        with self._metrics.dataflow_call(method), span:
             return await self._answer(client, method, *args, **more)
 
     async def _answer(

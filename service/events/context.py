@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from service.errors import InvalidEventError
 from service.logs import current_request_id
-from transforms import signin_event
-
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-# A list of `key=value`, without what the standard forbids in values: control characters, `,` and `=`.
-_TRACESTATE_MEMBER = rb"[ \t]*(?:[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{1,256})?[ \t]*"
-_TRACESTATE = re.compile(rb"%s(?:,%s)*+" % (_TRACESTATE_MEMBER, _TRACESTATE_MEMBER))
-MAX_TRACESTATE_BYTES = 512
+from transforms import signin_event, trace_context
 
 
 def media_type(headers: Mapping[bytes, bytes]) -> bytes:
@@ -25,15 +18,9 @@ def travelling(headers: Mapping[bytes, bytes]) -> dict[str, str]:
     """The attributes that every message of this request carries: its id and the caller's trace context.
 
     A trace context that is not well formed is left out, as the standard says.
-    https://www.w3.org/TR/trace-context/
     """
-    attributes = {"request_id": current_request_id.get()}
-    parent = headers.get(b"traceparent")
-    if parent and _TRACEPARENT.fullmatch(parent):
-        attributes["traceparent"] = parent.decode()
-        state = headers.get(b"tracestate")
-        if state and len(state) <= MAX_TRACESTATE_BYTES and _TRACESTATE.fullmatch(state):
-            attributes["tracestate"] = state.decode()
+    attributes = trace_context.attributes_of(headers)
+    attributes["request_id"] = current_request_id.get()
     return attributes
 
 

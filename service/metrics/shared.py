@@ -30,7 +30,8 @@ Gauges = Mapping[str, Labelled]
 class Snapshot(msgspec.Struct):
     """The numbers of one process; each is a list of label values and what was counted under them.
 
-    `at` is when it was made (seconds of the monotonic clock, which all processes share).
+    `at` is when it was made (seconds of the monotonic clock, which all processes share), `began_at` since
+    when it was counted (seconds since 1970).
     """
 
     at: float
@@ -38,6 +39,7 @@ class Snapshot(msgspec.Struct):
     counters: dict[str, list[tuple[tuple[str, ...], int]]]
     histograms: dict[str, list[tuple[tuple[str, ...], list[int], float]]]
     gauges: Gauges
+    began_at: float = 0.0
 
     @property
     def is_live(self) -> bool:
@@ -60,7 +62,7 @@ class Region:
 
     def __init__(self, descriptor: int, index: int, count: int) -> None:
         self._descriptor = descriptor
-        self._index = index
+        self.index = index
         self._count = count
         self._number = max((number for number, _ in self._copies(index)), default=0)
 
@@ -73,7 +75,7 @@ class Region:
         number = self._number + 1
         header = _HEADER.pack(number, len(payload), zlib.crc32(payload))
         try:
-            os.pwrite(self._descriptor, header + payload, self._offset(self._index, number))
+            os.pwrite(self._descriptor, header + payload, self._offset(self.index, number))
         except OSError as error:
             log.debug("the metrics could not be shared: %s", error)
         else:
@@ -81,11 +83,11 @@ class Region:
 
     def own(self) -> Snapshot | None:
         """What was last written here, by this process or the one before it."""
-        return self._latest(self._index)
+        return self._latest(self.index)
 
     def others(self) -> list[Snapshot]:
         """What the other processes last wrote."""
-        found = (self._latest(index) for index in range(self._count) if index != self._index)
+        found = (self._latest(index) for index in range(self._count) if index != self.index)
         return [each for each in found if each is not None]
 
     def _offset(self, index: int, number: int) -> int:

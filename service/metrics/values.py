@@ -19,7 +19,7 @@ from service.metrics.shared import Gauges, Region, Snapshot
 
 Labels = tuple[str, ...]
 FLUSH_SECONDS = 1.0
-_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _SINGLE_SIGNINS = "/events/signin"
 _DIRECT = frozenset((_SINGLE_SIGNINS, "/events/signin/batch"))  # answered without a router
 
@@ -104,6 +104,7 @@ class Metrics:
         self._counters = {each.family.name: each for each in everything if isinstance(each, Counter)}
         self._histograms = {each.family.name: each for each in everything if isinstance(each, Histogram)}
         self._region = region
+        self.began_at = time.time()  # of the count, which is older than this process where it was taken over
         if region and (before := region.own()):
             self._take_over(before)
         self.published = self.events.cell("published", "")
@@ -114,7 +115,7 @@ class Metrics:
     def request_answered(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         """Counts a request and the status of its answer."""
         method, route = scope["method"], route_of(scope)
-        if method not in _METHODS:
+        if method not in METHODS:
             method = "other"
         key = (method, route, status)
         cells = self._answers.get(key)
@@ -173,6 +174,7 @@ class Metrics:
                 for name, histogram in self._histograms.items()
             },
             gauges=self._gauges(),
+            began_at=self.began_at,
         )
 
     def _gauges(self) -> Gauges:
@@ -180,6 +182,7 @@ class Metrics:
         return {**found, families.PROCESSES.name: [((), 1)]}
 
     def _take_over(self, before: Snapshot) -> None:
+        self.began_at = before.began_at
         for name, cells in before.counters.items():
             if name in self._counters:
                 for labels, value in cells:
@@ -190,6 +193,11 @@ class Metrics:
                     mine = self._histograms[name].cell(*labels)
                     if len(mine.counts) == len(counts):
                         mine.counts, mine.sum = list(counts), total
+
+    @property
+    def speaks_for_all(self) -> bool:
+        """Whether this process is the one of its service that sends the numbers of all."""
+        return self._region is None or self._region.index == 0
 
     def everybody(self) -> list[Snapshot]:
         """The numbers of all processes of the service, this one's as they are now."""

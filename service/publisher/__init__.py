@@ -2,5 +2,6 @@
 
 from service.publisher.lanes import Receipt
 from service.publisher.publisher import MAX_CALLS, Publisher
+from service.publisher.traced import TracedPublisher
 
-__all__ = ["MAX_CALLS", "Publisher", "Receipt"]
+__all__ = ["MAX_CALLS", "Publisher", "Receipt", "TracedPublisher"]

@@ -1,10 +1,11 @@
-"""What `ingest` is compared with: `python -m tests.benchmarks.ingest_servers bare|typed|plain|sink`.
+"""What `ingest` is compared with: `python -m tests.benchmarks.ingest_servers bare|typed|plain|sink|receiver`.
 
 - `bare`: a FastAPI route that reads the body and answers 202 with constant bytes. The least a FastAPI
   application can do, and the measure for the service.
 - `typed`: the same with a pydantic model as body and a dictionary as answer, as tutorials have it.
 - `plain`: what most write at first: a pydantic model, the stock PublisherClient, `.result()` in a thread.
 - `sink`: a Pub/Sub that gives ids and keeps nothing.
+- `receiver`: an OTLP receiver that takes spans and keeps nothing.
 
 The HTTP servers run with the service's own server settings, and print their address when they answer.
 """
@@ -71,6 +72,17 @@ def plain() -> FastAPI:
     return app
 
 
+def receiver() -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/v1/traces")
+    async def take(request: Request) -> Response:
+        await request.body()
+        return Response(b"", 200, media_type="application/x-protobuf")
+
+    return app
+
+
 async def sink() -> None:
     import grpc
     import grpc.aio
@@ -112,7 +124,7 @@ def main() -> None:
         return
     listener = server.listen_on("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    app = {"bare": bare, "typed": typed, "plain": plain}[name]()
+    app = {"bare": bare, "typed": typed, "plain": plain, "receiver": receiver}[name]()
     app.state.settings = Settings(_env_file=None)  # where the server finds its limits
     server.run(app, listener, lambda: announce(url))
 

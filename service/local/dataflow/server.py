@@ -92,6 +92,7 @@ class DataflowServer:
         flags |= dict(job.launch.parameters)
         environment = {**os.environ, **self._environment}
         environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
+        environment.pop("OTEL_SERVICE_NAME", None)  # the job is a service of its own
         environment["DATAFLOW_EMULATOR_HOST"] = self.address
         environment["SIGNIN_JOB_ID"] = job.id
         arguments = tuple(f"--{name}={value}" for name, value in flags.items())
