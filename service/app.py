@@ -26,6 +26,7 @@ from service.dead_letters.table import DeadLetterTable
 from service.edge import Edge
 from service.errors import ConfigError
 from service.google_rest import GoogleRest
+from service.job_meters import JobMeters
 from service.metrics import Metrics
 from service.outbox import Outbox
 from service.publisher import Publisher
@@ -108,7 +109,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(_closed, "publisher", publisher.close, publishing)
         table = DeadLetterTable(settings)
         stack.push_async_callback(_closed, "dead letters", table.close, CLOSE_DEADLINE_SECONDS)
-        replayer = Replayer(database, outbox, table)
+        replayer = Replayer(database, outbox, table, metrics=metrics)
         dataflow = Dataflow(clients, settings, metrics)
         reconciler = Reconciler(database, dataflow, settings, metrics=metrics)
         app.state.clients = clients
@@ -120,13 +121,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.replayer = replayer
         app.state.dataflow = dataflow
         app.state.reconciler = reconciler
-        app.state.outbox_watch = scrape.OutboxWatch(outbox)
+        app.state.outbox_watch = scrape.watch(metrics, outbox, publisher, app.state.guard)
         stack.push_async_callback(app.state.outbox_watch.close)
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker)
         stack.push_async_callback(_ended, asyncio.create_task(_warm_up(clients), name="warm-up"))
-        for work in (reconciler, relay, metrics, replayer, app.state.guard):
+        for work in (
+            *(reconciler, relay, metrics, replayer, app.state.guard),
+            JobMeters(reconciler.watch, desk.telemetry, settings, metrics),
+        ):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
         yield

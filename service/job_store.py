@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -166,6 +166,17 @@ async def active(session: AsyncSession) -> list[Lineage]:
             lineages[attempt.job_id].attempts.append(attempt)
     # Nor one whose pointer was moved between them: the next look has it whole.
     return [lineage for lineage in lineages.values() if lineage.is_whole]
+
+
+async def last_states(session: AsyncSession, job_ids: Collection[str]) -> list[str]:
+    """The states of jobs that have ended, of those among `job_ids` that have."""
+    statement = select(Job.state).where(col(Job.id).in_(job_ids), col(Job.ended_at).is_not(None))
+    return list((await session.exec(statement)).all())
+
+
+async def ended_since(session: AsyncSession, since: datetime) -> list[str]:
+    """The states of the jobs that have ended since the moment."""
+    return list((await session.exec(select(Job.state).where(col(Job.ended_at) >= since))).all())
 
 
 async def active_on(session: AsyncSession, subscription: str) -> Job | None:

@@ -19,6 +19,7 @@ from service.db import Database
 from service.errors import DatabaseUnavailableError
 from service.job_control import JobControl, costs_calls
 from service.job_store import Lineage
+from service.job_watch import JobWatch
 from service.lease import Lease
 from service.metrics import Metrics
 from service.models import utc_now
@@ -63,9 +64,11 @@ class Reconciler:
         clock: Callable[[], datetime] = utc_now,
         metrics: Metrics | None = None,
     ) -> None:
-        self._tick_seconds = (metrics or Metrics()).tick_seconds
+        metrics = metrics or Metrics()
+        self._tick_seconds = metrics.tick_seconds
         self.control = JobControl(database, dataflow, settings, clock)
         self.lease = Lease(database, LEASE, settings.reconcile_lease_seconds, clock)
+        self.watch = JobWatch(metrics, self.lease, settings, clock)
         self._database = database
         self._dataflow = dataflow
         self._interval = settings.reconcile_interval_seconds
@@ -102,6 +105,7 @@ class Reconciler:
     async def tick_alone(self) -> bool:
         """A tick, unless another replica has the lease; False where there was none, or it was not whole."""
         if not await self.lease.take():
+            self.watch.lose()
             return False
         async with self.lease.kept():
             started, outcome = time.perf_counter(), "failed"
@@ -121,6 +125,7 @@ class Reconciler:
         """
         async with self._database.session() as session:
             lineages = await job_store.active(session)
+            await self.watch.take(session, lineages)
         regions: dict[tuple[str, str], list[Lineage]] = defaultdict(list)
         for lineage in lineages:
             regions[lineage.job.project, lineage.job.region].append(lineage)
