@@ -1,4 +1,4 @@
-"""The states of the active jobs as metrics, told by the replica that looks after them, as it saw them last."""
+"""The states of the active jobs as metrics, told by the replica that looks after them."""
 
 from __future__ import annotations
 
