@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from service.cli import dead_letters, demo, emit, faults, jobs, keys, outbox, rows, run, tail, template
+from service.cli import (
+    dead_letters,
+    demo,
+    emit,
+    faults,
+    jobs,
+    keys,
+    loadtest,
+    outbox,
+    rows,
+    run,
+    tail,
+    template,
+)
 
 app = typer.Typer(
     name="signin",
@@ -43,6 +56,7 @@ app.command()(run.up)
 app.command()(run.serve)
 app.add_typer(local, name="local")
 app.command()(emit.emit)
+app.command()(loadtest.loadtest)
 app.command()(rows.rows)
 app.command()(tail.tail)
 app.add_typer(jobs.app, name="jobs")
