@@ -16,7 +16,7 @@ from service.metrics import Metrics
 from service.metrics.shared import Region, make_file
 from service.models import utc_now
 from service.outbox import Outbox
-from tests.doors import Issuer, bearer
+from tests.doors import Issuer, bearer, make_key
 from tests.publishing import message
 from tests.sample_metrics import exposed, read, scraped
 from tests.serving import ARTICLE, JSON, pubsub_with_topic, serving, settings_for
@@ -125,3 +125,31 @@ async def scraped_as(client, issuer):
     answer = await client.get("/metrics", headers=bearer(issuer.token()))
     assert answer.status_code == 200, answer.text
     return read(answer.text)
+
+
+async def test_who_is_turned_away_at_the_door_is_counted_by_the_code_of_the_reason(tmp_path, database_url):
+    settings = settings_for(
+        tmp_path,
+        database_url=database_url,
+        require_authentication=True,
+        control_requests_per_second=0.1,
+    )
+    database = Database(settings)
+    key = await make_key(database, "jobs:read")
+    await database.close()
+    async with serving(settings) as client:
+        statuses = [
+            (await client.get("/jobs", headers=headers)).status_code
+            for headers in ({}, bearer("signin_nobody"), bearer(key.text), bearer(key.text))
+        ]
+        found = exposed(client._transport.app.state.metrics.snapshot(time.monotonic()))
+    assert statuses == [401, 401, 200, 429]
+    assert labelled_first(found, "signin_problems_total") == {
+        "authentication_required": 1,
+        "invalid_credentials": 1,
+        "rate_limited": 1,
+    }
+
+
+def labelled_first(samples, name):
+    return {key[1]: value for key, value in samples.items() if key[0] == name}
