@@ -68,7 +68,7 @@ class Crowd:
         self._render = render
         self._taken = taken
         self._idle: list[Connection] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], tuple[int, float]] = {}
         self._next = 0
         self._first = math.ceil(plan.warm_up_seconds * plan.rate)  # that counts, of an open loop
         self._counted = 0
@@ -116,18 +116,29 @@ class Crowd:
         self._samples.ended = max(self._samples.began, min(now, self._until))
         if self._is_spent and self._samples.at:
             self._samples.ended = min(self._samples.ended, max(self._samples.at))
-        is_cut = self._over.is_set()
-        self._over.set()
+        if not self._over.is_set():
+            self._fail_the_rest(now)
+            self._over.set()
         if self._alarm:
             self._alarm.cancel()
         for task in self._opening:
             task.cancel()
         for connection in list(self.connections):
-            if connection.is_busy and not is_cut:
-                self._note_failure(connection.index, connection.due_at, "timeout")
             connection.index = -1
             connection.abort("the end")
         return self._samples
+
+    def _fail_the_rest(self, now: float) -> None:
+        """Notes what has had no answer by the last moment: in line, on its way to a connection, or sent."""
+        while self._in_line(now):
+            due_at = self._due_at(self._next)
+            self._note_failure(self._take(due_at), due_at, "timeout")
+        for task, (index, due_at) in self._opening.items():
+            if not task.done():  # else it is among those that were sent
+                self._note_failure(index, due_at, "timeout")
+        for connection in self.connections:
+            if connection.is_busy:
+                self._note_failure(connection.index, connection.due_at, "timeout")
 
     @property
     def _is_spent(self) -> bool:
@@ -249,14 +260,14 @@ class Crowd:
             connection.send(index, due_at, self._render(index))
             return
         task = asyncio.get_running_loop().create_task(self._begin_anew(index, due_at))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        self._opening[task] = index, due_at
+        task.add_done_callback(lambda done: self._opening.pop(done, None))
 
     async def _begin_anew(self, index: int, due_at: float) -> None:
         """Sends a request over a new connection."""
         target = self._target
         try:
-            async with asyncio.timeout(self._plan.timeout_seconds):
+            async with asyncio.timeout(due_at + self._plan.timeout_seconds - time.monotonic()):
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self), target.host, target.port, ssl=target.tls
                 )
