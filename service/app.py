@@ -27,6 +27,7 @@ from service.dead_letters.table import DeadLetterTable
 from service.edge import Edge
 from service.errors import ConfigError, DatabaseUnavailableError
 from service.google_rest import GoogleRest
+from service.job_meters import JobMeters
 from service.metrics import Metrics
 from service.metrics_export import MetricsExport
 from service.outbox import Outbox
@@ -116,7 +117,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(_closed, "publisher", publisher.close, publishing)
         table = DeadLetterTable(settings)
         stack.push_async_callback(_closed, "dead letters", table.close, CLOSE_DEADLINE_SECONDS)
-        replayer = Replayer(database, outbox, table)
+        replayer = Replayer(database, outbox, table, metrics=metrics)
         dataflow = Dataflow(clients, settings, metrics, traces)
         reconciler = Reconciler(database, dataflow, settings, metrics=metrics, traces=traces)
         app.state.clients, app.state.database, app.state.outbox = clients, database, outbox
@@ -126,15 +127,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.replayer = replayer
         app.state.dataflow = dataflow
         app.state.reconciler = reconciler
-        app.state.outbox_watch = scrape.OutboxWatch(outbox)
+        app.state.outbox_watch = scrape.watch(metrics, outbox, publisher, app.state.guard)
         stack.push_async_callback(app.state.outbox_watch.close)
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker, reconciler)
         stack.push_async_callback(_ended, _begin_warm_up(clients, database, app.state.lifetime))
         relay = Relay(topic, outbox, breaker, settings, metrics)
-        export = MetricsExport(metrics, lambda: scrape.shared_gauges(app), app.version)
-        for work in (reconciler, relay, metrics, replayer, app.state.guard, export):
+        for work in (
+            *(reconciler, relay, metrics, replayer, app.state.guard),
+            JobMeters(reconciler.watch, desk.telemetry, settings, metrics),
+            MetricsExport(metrics, lambda: scrape.shared_gauges(app), app.version),
+        ):
             task = asyncio.create_task(work.run(), name=type(work).__name__.lower())
             stack.push_async_callback(_ended, task)
         yield

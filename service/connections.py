@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -26,7 +26,7 @@ from service.errors import (
     RequestTimeoutError,
     TooManyConnectionsError,
 )
-from service.metrics import Metrics
+from service.metrics import Metrics, families
 from service.problems import rendered
 
 SWEEP_SECONDS = 1.0
@@ -78,6 +78,9 @@ class Connections:
         self.header_deadline_seconds = settings.header_deadline_seconds
         self.is_ending = False  # then each answer is its connection's last
         self.waiting: dict[Connection, float] = {}
+        self.all: Collection[Any] = ()  # uvicorn's own set, once there is a connection
+        self.metrics.tells(families.CONNECTIONS, lambda: len(self.all))
+        self.metrics.tells(families.CONNECTIONS_FILL, lambda: len(self.all) / self.most)
         self._alarm: asyncio.TimerHandle | None = None
 
     def protocol(self) -> Any:
@@ -166,6 +169,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._plain_transport = transport
         super().connection_made(LingeringTransport(transport, self))  # type: ignore[arg-type]
+        self._bounds.all = self.connections
         if len(self.connections) > self._bounds.most and not self._bounds.make_room():
             detail = f"This process holds {self._bounds.most} connections, and all are busy."
             self._refuse(TooManyConnectionsError(detail, retry_after_seconds=RETRY_AFTER_SECONDS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -178,6 +178,22 @@ async def active(session: AsyncSession) -> list[Lineage]:
             lineages[attempt.job_id].attempts.append(attempt)
     # Nor one whose pointer was moved between them: the next look has it whole.
     return [lineage for lineage in lineages.values() if lineage.is_whole]
+
+
+async def last_states(session: AsyncSession, job_ids: Collection[str]) -> list[str]:
+    """The states of jobs that have ended, of those among `job_ids` that have."""
+    statement = select(Job.state).where(col(Job.id).in_(job_ids), col(Job.ended_at).is_not(None))
+    return list((await session.exec(statement)).all())
+
+
+async def ended_since(session: AsyncSession, since: datetime) -> list[str]:
+    """The states of the jobs that have ended since the moment, of the last thousand that were launched.
+
+    No index has the moment of the end, and a whole history is too long to be read for it.
+    """
+    ended = select(Job.state, Job.ended_at).where(col(Job.ended_at).is_not(None))
+    newest = ended.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(1000)
+    return [state for state, at in (await session.exec(newest)).all() if at and at >= since]
 
 
 async def active_on(session: AsyncSession, subscription: str) -> Job | None:

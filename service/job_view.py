@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from service.config import Settings
 from service.job_state import Verdict, allowed_actions
 from service.job_store import Entry, standing
-from service.models import Attempt, JobEvent
+from service.models import Attempt, Job, JobEvent
 
 _LEAST_STALE_SECONDS = 15.0
 
@@ -142,14 +142,14 @@ def _members(entry: Entry, settings: Settings, now: datetime) -> dict[str, Any]:
         **job.model_dump(include=set(JobSummary.model_fields)),
         "active": job.ended_at is None,
         "dataflow_job_id": dataflow_job_id,
-        "stale": _is_stale(entry, settings, now),
+        "stale": is_stale(job, settings, now),
         "console_url": _console_url(entry, settings),
         "actions": actions,
     }
 
 
-def _is_stale(entry: Entry, settings: Settings, now: datetime) -> bool:
-    job = entry.job
+def is_stale(job: Job, settings: Settings, now: datetime) -> bool:
+    """Whether the job was last heard of longer ago than it should be."""
     longest = max(3 * settings.reconcile_interval_seconds, _LEAST_STALE_SECONDS)
     heard_at = job.observed_at or job.launch_started_at or job.created_at
     return job.ended_at is None and now - heard_at > timedelta(seconds=longest)

@@ -32,11 +32,13 @@ _INSERT_POSTGRESQL = text(
 _CLAIM = (
     "UPDATE outbox SET claimed_until = :until, claimed_by = :token, attempts = attempts + 1 WHERE id IN ("
     "SELECT id FROM outbox WHERE parked_at IS NULL AND (claimed_until IS NULL OR claimed_until < :now) "
-    "ORDER BY id LIMIT :count{locking}) RETURNING id, data, attributes, bytes, event_id"
+    "ORDER BY id LIMIT :count{locking}) RETURNING id, data, attributes, bytes, event_id, created_at"
 )
 _TIMES = (bindparam("until", type_=UtcDateTime), bindparam("now", type_=UtcDateTime))
-_CLAIM_SQLITE = text(_CLAIM.format(locking="")).bindparams(*_TIMES)
-_CLAIM_POSTGRESQL = text(_CLAIM.format(locking=" FOR UPDATE SKIP LOCKED")).bindparams(*_TIMES)
+_CLAIM_SQLITE, _CLAIM_POSTGRESQL = (
+    text(_CLAIM.format(locking=locking)).bindparams(*_TIMES).columns(created_at=UtcDateTime)
+    for locking in ("", " FOR UPDATE SKIP LOCKED")
+)
 # The least possible write: it fails where the database is read-only, and changes nothing.
 _TOUCH = text("UPDATE outbox SET attempts = attempts WHERE id = -1")
 
@@ -58,6 +60,7 @@ class Row(NamedTuple):
     attributes: str
     bytes: int
     event_id: str
+    created_at: datetime
 
 
 @dataclass(frozen=True)

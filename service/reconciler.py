@@ -20,6 +20,7 @@ from service.db import Database
 from service.errors import DatabaseUnavailableError
 from service.job_control import JobControl, costs_calls
 from service.job_store import Lineage
+from service.job_watch import JobWatch
 from service.lease import Lease
 from service.metrics import Metrics
 from service.models import utc_now
@@ -77,10 +78,12 @@ class Reconciler:
         metrics: Metrics | None = None,
         traces: Traces | None = None,
     ) -> None:
+        metrics = metrics or Metrics()
         self._traces = traces
-        self._tick_seconds = (metrics or Metrics()).tick_seconds
+        self._tick_seconds = metrics.tick_seconds
         self.control = JobControl(database, dataflow, settings, clock or utc_now)
         self.lease = Lease(database, LEASE, settings.reconcile_lease_seconds, clock)
+        self.watch = JobWatch(metrics, self.lease, settings, clock or utc_now)
         self._database = database
         self._dataflow = dataflow
         self.last_tick: TickReport | None = None
@@ -118,6 +121,7 @@ class Reconciler:
     async def tick_alone(self) -> bool:
         """A tick, unless another replica has the lease; False where there was none, or it was not whole."""
         if not await self.lease.take():
+            self.watch.lose()
             return False
         async with self.lease.kept():
             started, outcome = time.perf_counter(), "failed"
@@ -140,6 +144,7 @@ class Reconciler:
         """
         async with self._database.session() as session:
             lineages = await job_store.active(session)
+            await self.watch.take(session, lineages)
         regions: dict[tuple[str, str], list[Lineage]] = defaultdict(list)
         for lineage in lineages:
             regions[lineage.job.project, lineage.job.region].append(lineage)

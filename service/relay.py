@@ -17,6 +17,7 @@ from service.breaker import Breaker
 from service.config import Settings
 from service.errors import DatabaseUnavailableError
 from service.metrics import Metrics
+from service.models import utc_now
 from service.outbox import Outbox, message
 from service.outbox_store import Claim, Row
 from service.topic import CONNECT_SECONDS, Topic, TopicError
@@ -58,7 +59,8 @@ class Relay:
         settings: Settings,
         metrics: Metrics | None = None,
     ) -> None:
-        relayed = (metrics or Metrics()).relayed
+        metrics = metrics or Metrics()
+        relayed, self._waited = metrics.relayed, metrics.outbox_wait_seconds.cell()
         self._published, self._parked = relayed.cell("published"), relayed.cell("parked")
         self._topic = topic
         self._outbox = outbox
@@ -218,6 +220,9 @@ class Relay:
             return
         outcome.published += [row.id for row in rows]
         self._published.value += len(rows)
+        now = utc_now()
+        for row in rows:
+            self._waited.observe((now - row.created_at).total_seconds())
         if self._breaker.now() - began > self._patience:
             self._breaker.failed("DEADLINE_EXCEEDED", began, hung=True)
         elif self._breaker.succeeded(began):

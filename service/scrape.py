@@ -7,6 +7,8 @@ import importlib
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
+from service.auth import Guard
+from service.config import Settings
 from service.errors import DatabaseUnavailableError
 from service.metrics import Metrics, families
 from service.metrics.exposition import rendered
@@ -15,6 +17,7 @@ from service.metrics.shared import Labelled
 from service.models import utc_now
 from service.outbox import Outbox
 from service.outbox_store import OutboxStatus
+from service.publisher import Publisher
 
 OUTBOX_DEADLINE_SECONDS = 1.0
 router = APIRouter(tags=["health"])
@@ -64,15 +67,24 @@ async def metrics(request: Request) -> Response:
     return Response(text, headers={"content-type": content_type})
 
 
+def watch(metrics: Metrics, outbox: Outbox, publisher: Publisher, guard: Guard) -> OutboxWatch:
+    """Names who tells what a process holds and knows at the moment of a scrape."""
+    metrics.tells(families.PUBLISH_WAITING, lambda: publisher.load()[0])
+    metrics.tells(families.PUBLISH_FILL, lambda: publisher.load()[1])
+    metrics.tells(families.KEYS_AGE, guard.keys_age_seconds)
+    metrics.tells(families.ISSUER_KEYS_FAILED, guard.issuer_failed)
+    return OutboxWatch(outbox)
+
+
 async def shared_gauges(app: FastAPI) -> dict[str, Labelled]:
     """What all processes of the service share and none of them counts."""
-    watch: OutboxWatch = app.state.outbox_watch
-    gauges = outbox_gauges(await watch.look())
+    found: OutboxWatch = app.state.outbox_watch
+    gauges = outbox_gauges(await found.look(), app.state.settings)
     gauges[families.INFO.name] = [((app.version,), 1)]
     return gauges
 
 
-def outbox_gauges(status: OutboxStatus | None) -> dict[str, Labelled]:
+def outbox_gauges(status: OutboxStatus | None, settings: Settings) -> dict[str, Labelled]:
     if status is None:
         return {families.OUTBOX_COUNTED.name: [((), 0)]}
     age = (utc_now() - status.oldest_at).total_seconds() if status.oldest_at else 0.0
@@ -82,5 +94,8 @@ def outbox_gauges(status: OutboxStatus | None) -> dict[str, Labelled]:
         families.OUTBOX_PARKED: status.parked,
         families.OUTBOX_BYTES: status.bytes,
         families.OUTBOX_AGE: max(age, 0.0),
+        families.OUTBOX_FILL: max(
+            status.rows / settings.outbox_max_rows, status.bytes / settings.outbox_max_bytes
+        ),
     }
     return {family.name: [((), value)] for family, value in values.items()}

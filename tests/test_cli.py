@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from rich.console import Console
 
+from service.cli.arrivals import Table
 from service.cli.demo import BROKEN_MESSAGES, Arrival, look
 from service.cli.emit import EmitReport
 from service.cli.rows import preview
 from service.cli.terminal import cell
+from service.config import Settings
+from service.load.signins import PUBLISHED, REFUSED, UNKNOWN, Signins
 from service.local.faults import Fault
-from tests.running import Up, clean_environment, until
+from tests.running import PROJECT, Up, clean_environment, until
+from transforms import bigquery_tables
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -62,6 +68,7 @@ def test_a_job_is_launched_shown_fed_and_drained_from_the_command_line(up):
     assert "2026-01-02 03:04:05.000" in shown
     assert "e-1" in shown
     assert "Dead letters" in run("rows", "--dead-letters")
+    load_and_count(up, run)
     assert job_id in run("jobs", "list", "--active")
     until(lambda: "signins_parsed" in run("jobs", "show", job_id))
     assert "DRAINED" in run("jobs", "drain", job_id, "--wait", "40")
@@ -69,6 +76,30 @@ def test_a_job_is_launched_shown_fed_and_drained_from_the_command_line(up):
     refused = signin("jobs", "cancel", job_id, cwd=up.directory)
     assert refused.returncode == 1
     assert "action_not_allowed" in refused.stderr
+
+
+def load_and_count(up, run):
+    """A load whose rows are awaited; then one of its events is missing, and one is there twice."""
+    told = run("loadtest", "--rate", "500", "--duration", "0.4", "--warm-up", "0.1", "--verify")
+    assert "of 250 accepted events 0 are lost, 0 further copies" in told
+    signins = Signins(re.search(r"run (load-[0-9a-f]{8})", told)[1], 1, "", {})
+    signins.fates = bytearray([PUBLISHED] * 251)  # as if one more had been answered
+    signins.fates[7], signins.fates[8] = UNKNOWN, REFUSED
+    client = bigquery_tables.client(PROJECT, up.environment["BIGQUERY_EMULATOR_HOST"])
+    copy = {"userid": "u", "date": datetime.now(UTC).isoformat(), "event_id": signins.id_of(3)}
+    assert client.insert_rows_json(f"{PROJECT}.user_signin.signins", [copy], timeout=30) == []
+    client.close()
+    settings = Settings(
+        _env_file=None,
+        project=PROJECT,
+        bigquery_emulator_host=up.environment["BIGQUERY_EMULATOR_HOST"],
+    )
+    table = Table(settings, signins, datetime.now(UTC) - timedelta(minutes=5))
+    found = table.await_all(0.0, lambda _: None)
+    table.close()
+    assert (found.expected, found.rows, found.lost, found.copies) == (249, 251, 1, 1)
+    assert (found.unanswered, found.strange) == (1, 1)
+    assert found.lost_ids == [signins.id_of(250)]
 
 
 def test_a_fault_from_the_command_line_sends_sign_ins_to_the_outbox_until_it_is_cleared(up):

@@ -6,7 +6,9 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -21,7 +23,6 @@ from service.errors import OutboxFullError
 from service.local.dataflow import DataflowServer
 from service.local.faults import Fault
 from service.metrics import Metrics
-from service.metrics.exposition import rendered
 from service.metrics.families import BY_NAME, FAMILIES
 from service.metrics.shared import HALF_BYTES, Region, make_file
 from service.outbox import Outbox
@@ -29,29 +30,10 @@ from service.reconciler import Reconciler
 from service.scrape import OUTBOX_DEADLINE_SECONDS, OutboxWatch
 from tests.publishing import message, publishing
 from tests.running import marked, until
+from tests.sample_metrics import exposed, read, scraped
 from tests.serving import ARTICLE, JSON, pubsub_with_topic, serving, settings_for
 from tests.serving import until as eventually
 from tests.test_workers import Served
-
-
-def read(text):
-    """Every sample of an answer, by its name and label values in the order of their names."""
-    return {
-        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-async def scraped(client):
-    response = await client.get("/metrics")
-    assert response.status_code == 200
-    return read(response.text)
-
-
-def exposed(*snapshots):
-    """The samples that one answer has for these snapshots."""
-    return read(rendered(snapshots, {}, "")[0].decode())
 
 
 @pytest.fixture
@@ -83,7 +65,8 @@ async def test_whoever_asks_for_openmetrics_gets_it(tmp_path):
 
 def test_names_follow_the_conventions_and_say_their_unit():
     for family in FAMILIES:
-        assert family.name.startswith("signin_")
+        # `process_` are the names that Prometheus' own client libraries use.
+        assert family.name.startswith(("signin_", "process_"))
         assert family.name.endswith("_total") == (family.kind == "counter")
         assert family.name == family.name.lower()
         assert bool(family.bounds) == (family.kind == "histogram")
@@ -364,6 +347,12 @@ def test_any_worker_answers_for_all_of_them_and_for_those_that_died(tmp_path):
                 for other in served.pids() - {pid}:
                     os.kill(other, signal.SIGCONT)
 
+        address = urlsplit(served.url)
+        open_ones = [socket.create_connection((address.hostname, address.port)) for _ in range(3)]
+        until(lambda: read(httpx.get(f"{served.url}/metrics").text)["signin_connections",] >= 3)
+        for one in open_ones:
+            one.close()
+        until(lambda: read(httpx.get(f"{served.url}/metrics").text)["signin_connections",] == 1)
         first, second = sorted(served.pids())
         ask_only(first)
         ask_only(second)

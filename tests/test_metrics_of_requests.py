@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from service.local.faults import Fault
+from tests.sample_metrics import scraped
 from tests.serving import ARTICLE, JSON, NOBODY, pubsub_with_topic, serving, settings_for
-from tests.test_metrics import scraped
 
 BATCH = b'[{"userid": "1", "date": "2017-10-17T20:57:17Z"}, {"userid": 2}, {"userid": "3", "date": "x"}]'
 

@@ -21,6 +21,7 @@ from service.models import utc_now
 from tests.bigquery_servers import local_bigquery, set_faults
 from tests.dead_letter_world import EARLY, LetterTables, ended, letter, letter_service, numbers, replay
 from tests.publishing import publishing
+from tests.sample_metrics import labelled, scraped
 from tests.serving import assert_problem
 from transforms.pubsub_message import MessageExtractingFn
 from transforms.replay import event_id_of, replay_attributes
@@ -187,6 +188,8 @@ async def test_every_letter_is_published_once_and_the_dry_run_says_the_same_numb
         assert numbers(dry) == numbers(real) == expected
         found = await payloads(world, 250)
         assert found == Counter(b"{%d" % number for number in range(250))
+        counted = labelled(await scraped(world.client), "signin_replay_letters_total")
+        assert counted == {"replayed": 250, "repeated": 25, "unreplayable": 1}
         left = await replay(world.client)
         assert (left["state"], left["replayed"], left["repeated"]) == ("DONE", 0, 275)
         assert await published(world, 0) == []
@@ -245,6 +248,8 @@ async def test_while_pubsub_is_away_the_letters_wait_in_the_outbox_and_no_more_t
         await read_of(world, location, 150)
         await asyncio.sleep(0.3)
         assert (await world.client.get(location)).json()["read"] == 150
+        gauges = await scraped(world.client)
+        assert (gauges["signin_replays",], gauges["signin_replay_left_letters",]) == (1, 250)
         world.server.faults.set([])
         found = await ended(world.client, location)
         assert (found["state"], found["replayed"]) == ("DONE", 400)

@@ -60,6 +60,15 @@ class Guard:
         self._failed_at = float("-inf")
         self._look_ups = Bucket(LOOK_UPS_PER_SECOND, time.monotonic())
         self.database: Database | None = None
+        self._looked_at = time.monotonic()
+
+    def keys_age_seconds(self) -> float:
+        """Time since it was last known whether the keys of the callers are still good."""
+        return time.monotonic() - self._looked_at
+
+    def issuer_failed(self) -> bool | None:
+        """Whether the issuer's keys could not be fetched the last time; None where there is no issuer."""
+        return self._tokens.issuer_failed() if self._tokens else None
 
     async def admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Headers:
         """Notes the caller in `scope` and returns the headers that the answer carries besides.
@@ -101,6 +110,7 @@ class Guard:
                     await self._verified.note_use(database)
                     if self._is_open_at_first and not self._keys_exist:
                         self._keys_exist = await key_store.exist(database)
+                    self._looked_at = time.monotonic()
                 except DatabaseUnavailableError as error:
                     log.debug("the keys could not be looked at: %s", error.detail)
                 except Exception:  # the keys that are known stay good for a while, so go on trying

@@ -40,6 +40,7 @@ class IssuerKeys:
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._fetching = asyncio.Lock()
+        self.failed = False  # the last fetch, if there was one
 
     async def find(self, kid: str) -> PyJWK | None:
         """The key of that id, None where the issuer has none. Raises AuthenticationUnavailableError."""
@@ -63,6 +64,7 @@ class IssuerKeys:
         try:
             await self.fetch()
         except Exception as error:  # noqa: BLE001 - whatever the issuer sends, our last keys stay good
+            self.failed = True
             log.warning(
                 "the keys of %s cannot be fetched: %s", self._issuer, str(error) or type(error).__name__
             )
@@ -75,6 +77,7 @@ class IssuerKeys:
             url = self._url or await self._discovered()
             self._keys = _usable(await _get(url))
             self._fetched_at = time.monotonic()
+            self.failed = False
 
     @property
     def count(self) -> int:

@@ -14,6 +14,7 @@ from service.cli import (
     faults,
     jobs,
     keys,
+    loadtest,
     outbox,
     rows,
     run,
@@ -56,6 +57,7 @@ app.command()(run.up)
 app.command()(run.serve)
 app.add_typer(local, name="local")
 app.command()(emit.emit)
+app.command()(loadtest.loadtest)
 app.command()(rows.rows)
 app.command()(tail.tail)
 app.add_typer(jobs.app, name="jobs")

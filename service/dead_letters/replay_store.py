@@ -13,7 +13,7 @@ from sqlmodel import SQLModel, col
 from sqlmodel import select as select_rows
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from service.dead_letters.letters import Filters, Position
+from service.dead_letters.letters import Filters, Letter, Position
 from service.models import Replay, ReplayedLetter
 
 RUNNING, DONE, FAILED, CANCELLED = "RUNNING", "DONE", "FAILED", "CANCELLED"
@@ -29,6 +29,20 @@ def filters_of(replay: Replay) -> Filters:
 
 def position_of(replay: Replay) -> Position | None:
     return Position(replay.position_at, replay.position_skip) if replay.position_at else None
+
+
+def progress(replay: Replay, letters: Sequence[Letter], fresh: int, position: Position) -> dict[str, object]:
+    """The replay's columns after these letters, of which `fresh` were published."""
+    unreplayable = sum(letter.unreplayable for letter in letters)
+    return {
+        "position_at": position.at,
+        "position_skip": position.skip,
+        "read": replay.read + len(letters),
+        "replayed": replay.replayed + fresh,
+        "repeated": replay.repeated + len(letters) - unreplayable - fresh,
+        "unreplayable": replay.unreplayable + unreplayable,
+        "cause": None,
+    }
 
 
 async def find(session: AsyncSession, replay_id: str) -> Replay | None:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,6 +22,7 @@ from service.dead_letters import replay_store as store
 from service.dead_letters.letters import Letter, Position
 from service.dead_letters.table import DeadLetterTable
 from service.errors import DatabaseUnavailableError, ProblemError
+from service.metrics import Metrics, families
 from service.models import Replay, utc_now
 from service.outbox import Outbox
 from service.topic import Message
@@ -40,6 +42,7 @@ _ROOM_PAUSE_SECONDS = 0.05
 _TELL_SECONDS = 5.0
 _ATTRIBUTES_BYTES = 500  # about what the attributes of a replay take
 _END_SECONDS = 2.0
+_OUTCOMES = ("replayed", "repeated", "unreplayable")
 
 
 class ClaimLostError(Exception):
@@ -59,7 +62,12 @@ class Replayer:
         outbox: Outbox,
         table: DeadLetterTable,
         clock: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
+        self._metrics.tells(families.REPLAYS, lambda: int(self._replay is not None))
+        self._metrics.tells(families.REPLAY_LEFT, self._left)
+        self._replay: Replay | None = None
         self._database = database
         self._outbox = outbox
         self._table = table
@@ -100,7 +108,7 @@ class Replayer:
             replay = await store.claim(session, self._token, now, self._until(now))
         if replay is None:
             return
-        self._held = replay.id
+        self._held, self._replay = replay.id, replay
         heart = asyncio.create_task(self._hold_on(replay.id), name="replay's claim")
         try:
             await self._finish(replay)
@@ -116,6 +124,7 @@ class Replayer:
             await asyncio.wait([heart])
             self._dry_keys.clear()
             self._unsure_keys = []
+            self._replay = None
             await self._give_back()
 
     async def _finish(self, replay: Replay) -> None:
@@ -191,7 +200,7 @@ class Replayer:
             by_key = {letter.key: letter for letter in letters if not letter.unreplayable}
             known = await store.replayed(connection, list(by_key), replay.id if replay.again else None)
             fresh = [key for key in by_key if key not in known and key not in self._dry_keys]
-            values.update(_progress(replay, letters, len(fresh), position))
+            values.update(store.progress(replay, letters, len(fresh), position))
             await store.change(connection, replay.id, self._token, values)
             if replay.dry_run:
                 self._unsure_keys = fresh
@@ -204,6 +213,7 @@ class Replayer:
         except _BehindError:  # an earlier try was committed although it seemed to fail
             await self._reload(replay)
         else:
+            self._count(replay, values)
             _take_over(replay, values)
         self._dry_keys.update(self._unsure_keys)
         self._unsure_keys = []
@@ -214,6 +224,7 @@ class Replayer:
             found = await store.find(session, replay.id)
         if found is None or found.claimed_by != self._token:
             raise ClaimLostError
+        self._count(replay, found.model_dump())
         _take_over(replay, found.model_dump())
 
     async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> None:
@@ -263,22 +274,16 @@ class Replayer:
             async with asyncio.timeout(_END_SECONDS), self._database.writing() as connection:
                 await store.change(connection, held, self._token, {"claimed_by": None, "claimed_until": None})
 
+    def _count(self, replay: Replay, after: Mapping[str, Any]) -> None:
+        for outcome in () if replay.dry_run else _OUTCOMES:
+            self._metrics.replayed.add(outcome, count=after[outcome] - getattr(replay, outcome))
+
+    def _left(self) -> float | None:
+        replay = self._replay
+        return None if replay is None or replay.letters is None else max(0, replay.letters - replay.read)
+
     def _until(self, now: datetime) -> datetime:
         return now + timedelta(seconds=HOLD_SECONDS)
-
-
-def _progress(replay: Replay, letters: Sequence[Letter], fresh: int, position: Position) -> dict[str, object]:
-    """The replay's columns after these letters, of which `fresh` were published."""
-    unreplayable = sum(letter.unreplayable for letter in letters)
-    return {
-        "position_at": position.at,
-        "position_skip": position.skip,
-        "read": replay.read + len(letters),
-        "replayed": replay.replayed + fresh,
-        "repeated": replay.repeated + len(letters) - unreplayable - fresh,
-        "unreplayable": replay.unreplayable + unreplayable,
-        "cause": None,
-    }
 
 
 def _take_over(replay: Replay, values: Mapping[str, object]) -> None:

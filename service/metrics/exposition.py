@@ -24,7 +24,7 @@ def rendered(snapshots: Iterable[Snapshot], shared: dict[str, Labelled], accept:
 
 
 class Collected:
-    """What prometheus_client renders: sums over the processes, and gauges of what they share."""
+    """What prometheus_client renders: sums or highest values over the processes, and what they share."""
 
     def __init__(self, snapshots: Iterable[Snapshot], shared: dict[str, Labelled]) -> None:
         self._numbers: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
@@ -38,9 +38,10 @@ class Collected:
 
     def _add(self, named: Iterable[tuple[str, Iterable[tuple[tuple[str, ...], float]]]]) -> None:
         for name, cells in named:
-            sums = self._numbers[name]
+            numbers, takes_highest = self._numbers[name], families.BY_NAME[name].across == "highest"
             for labels, value in cells:
-                sums[labels] = sums.get(labels, 0) + value
+                before = numbers.get(labels, 0)
+                numbers[labels] = max(before, value) if takes_highest else before + value
 
     def _add_buckets(self, snapshot: Snapshot) -> None:
         for name, cells in snapshot.histograms.items():

@@ -36,7 +36,7 @@ class Snapshot(msgspec.Struct):
 
     at: float
     pid: int
-    counters: dict[str, list[tuple[tuple[str, ...], int]]]
+    counters: dict[str, list[tuple[tuple[str, ...], float]]]
     histograms: dict[str, list[tuple[tuple[str, ...], list[int], float]]]
     gauges: Gauges
     began_at: float = 0.0

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from typing import Any
 
-from service.metrics import families
+from service.metrics import families, process
 from service.metrics.families import Family
 from service.metrics.shared import Gauges, Region, Snapshot
 
 Labels = tuple[str, ...]
 FLUSH_SECONDS = 1.0
+_LAG_LOOKS = 4  # how often within that time the event loop is asked how late it is
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _SINGLE_SIGNINS = "/events/signin"
 _DIRECT = frozenset((_SINGLE_SIGNINS, "/events/signin/batch"))  # answered without a router
@@ -30,7 +31,7 @@ class Cell:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value = 0
+        self.value: float = 0
 
 
 class Counter:
@@ -46,7 +47,7 @@ class Counter:
             found = self.cells[labels] = Cell()
         return found
 
-    def add(self, *labels: str, count: int = 1) -> None:
+    def add(self, *labels: str, count: float = 1) -> None:
         self.cell(*labels).value += count
 
 
@@ -98,6 +99,11 @@ class Metrics:
         self.relayed = Counter(families.RELAYED)
         self.tick_seconds = Histogram(families.TICK_SECONDS)
         self.dataflow_seconds = Histogram(families.DATAFLOW_SECONDS)
+        self.outbox_wait_seconds = Histogram(families.OUTBOX_WAIT_SECONDS)
+        self.replayed = Counter(families.REPLAYED)
+        self.jobs_ended = Counter(families.JOBS_ENDED)
+        self.loop_lag_seconds = Histogram(families.LOOP_LAG_SECONDS)
+        self.cpu = Counter(families.CPU)
         # Asked for their numbers at each snapshot, by the name of the gauge.
         self.gauges: dict[str, Callable[[], Mapping[Labels, float]]] = {}
         everything = list(vars(self).values())
@@ -110,6 +116,8 @@ class Metrics:
         self.published = self.events.cell("published", "")
         self.spooled = self.events.cell("spooled", "")
         self._batches = self.publish_messages.cell()
+        self._lag = self.loop_lag_seconds.cell()
+        self._cpu_before = self.cpu.cell().value  # of the processes whose place this one took
         self._answers: dict[tuple[str, str, int], tuple[Cell, Buckets]] = {}
 
     def request_answered(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
@@ -160,8 +168,18 @@ class Metrics:
         """Names the function that tells the state of this process's circuit breaker."""
         self.gauges[families.BREAKER.name] = lambda: {(state(),): 1}
 
+    def tells(self, family: Family, value: Callable[[], float | None]) -> None:
+        """Names the function that tells a gauge without labels; None where there is nothing to tell."""
+
+        def told() -> Mapping[Labels, float]:
+            found = value()
+            return {} if found is None else {(): found}
+
+        self.gauges[family.name] = told
+
     def snapshot(self, at: float) -> Snapshot:
         """The numbers as they are at `at` (seconds of the monotonic clock)."""
+        self.cpu.cell().value = self._cpu_before + process.cpu_seconds()
         return Snapshot(
             at=at,
             pid=os.getpid(),
@@ -179,7 +197,8 @@ class Metrics:
 
     def _gauges(self) -> Gauges:
         found = {name: list(ask().items()) for name, ask in self.gauges.items()}
-        return {**found, families.PROCESSES.name: [((), 1)]}
+        of_process = {**process.gauges(), families.PROCESSES.name: 1.0}
+        return found | {name: [((), value)] for name, value in of_process.items()}
 
     def _take_over(self, before: Snapshot) -> None:
         self.began_at = before.began_at
@@ -208,15 +227,18 @@ class Metrics:
         return [now, *self._region.others()]
 
     async def run(self) -> None:
-        """Shows the numbers to the other processes every second, until it is cancelled."""
-        if self._region is None:
-            return
+        """Watches the event loop, and shows the numbers to the other processes, until it is cancelled."""
         try:
             while True:
-                self._region.write(self.snapshot(time.monotonic()))
-                await asyncio.sleep(FLUSH_SECONDS)
+                if self._region:
+                    self._region.write(self.snapshot(time.monotonic()))
+                for _ in range(_LAG_LOOKS):
+                    asked_at = time.monotonic() + FLUSH_SECONDS / _LAG_LOOKS
+                    await asyncio.sleep(FLUSH_SECONDS / _LAG_LOOKS)
+                    self._lag.observe(max(0.0, time.monotonic() - asked_at))
         finally:
-            self._region.write(self.snapshot(float("-inf")))  # the gauges end with the process
+            if self._region:
+                self._region.write(self.snapshot(float("-inf")))  # the gauges end with the process
 
 
 def route_of(scope: MutableMapping[str, Any]) -> str:

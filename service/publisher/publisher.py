@@ -117,6 +117,11 @@ class Publisher:
         await group.done
         return [outcome for outcome in group.outcomes if outcome is not None]
 
+    def load(self) -> tuple[int, float]:
+        """How many events are in flight, and which part of what may be."""
+        by_bytes = self._inflight_bytes / self._most_bytes
+        return self._inflight_events, max(self._inflight_events / self._most_events, by_bytes)
+
     async def close(self) -> None:
         """Publishes what waits, keeps in the outbox what Pub/Sub does not take in time, refuses the rest.
 
