@@ -21,10 +21,10 @@ resource "google_sql_database_instance" "signin" {
       point_in_time_recovery_enabled = true
     }
 
-    # Each instance of the service holds at most 20 connections, the migration 1.
+    # Each instance of the service holds at most 22 connections (service/db.py), the migration one.
     database_flags {
       name  = "max_connections"
-      value = tostring(var.max_instances * 20 + 20)
+      value = tostring(var.max_instances * 22 + 20)
     }
 
     database_flags {

@@ -149,7 +149,7 @@ variable "min_instances" {
 }
 
 variable "max_instances" {
-  description = "Most instances of the service; each may hold 20 connections to the database."
+  description = "Most instances of the service; each may hold 22 connections to the database."
   type        = number
   default     = 10
 
