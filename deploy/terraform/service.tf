@@ -138,7 +138,7 @@ resource "google_cloud_run_v2_service" "signin" {
         timeout_seconds   = 2
         failure_threshold = 30
         http_get {
-          path = "/healthz"
+          path = "/startupz"
         }
       }
 

@@ -1,1 +1,1 @@
-"""The recipes of `deploy/` and `compose.yaml`, as data; `.ci/recipes` judges them by the platforms' own schemas."""
+"""The recipes of `deploy/` and `compose.yaml` as data, and the platforms' schemas that judge them."""

@@ -93,9 +93,7 @@ def _of_resource(provider: Provider, file: str, found: dict[str, Any], prefix: s
     yield from _of_block(known, known.blocks[known.main], body, where)
 
 
-def _of_block(
-    kind: Kind, arguments: dict[str, Argument], body: dict[str, Any], where: str
-) -> Iterator[str]:
+def _of_block(kind: Kind, arguments: dict[str, Argument], body: dict[str, Any], where: str) -> Iterator[str]:
     given = {name: value for name, value in body.items() if not name.startswith("__")}
     for each in given.pop("dynamic", ()):
         ((quoted, dynamic),) = each.items()

@@ -1,7 +1,7 @@
 """Checks the manifests against the platforms' own schemas, offline: `python -m tests.recipes.schemas`.
 
-Kubernetes' come with kubernetes-validate, Cloud Run's is the discovery document in google-api-python-client, the
-Prometheus Operator's are models in a package of cloudcoil.
+Kubernetes' come with kubernetes-validate, Cloud Run's is the discovery document in google-api-python-client,
+the Prometheus Operator's are models in a package of cloudcoil.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def of_the_operator() -> Iterator[str]:
 
     for path, document in documents(KUBERNETES):
         if document["kind"] == "PodMonitor":
-            read = PodMonitor.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True)
+            read = PodMonitor.model_validate(document).model_dump(
+                mode="json", by_alias=True, exclude_unset=True
+            )
             yield from (f"{path.name}: {each}" for each in _lost(document, read, "PodMonitor"))
 
 
@@ -51,7 +53,7 @@ def of_cloud_run() -> Iterator[str]:
     text = (package / "discovery_cache/documents/run.v1.json").read_text()
     schemas: dict[str, Any] = json.loads(text)["schemas"]
     told = schemas["ObjectMeta"]["properties"]["annotations"]["description"]
-    places = {name: kinds for name, kinds in re.findall(r"\* `([^`]+)`: ([A-Za-z, ]+)", told)}
+    places = dict(re.findall(r"\* `([^`]+)`: ([A-Za-z, ]+)", told))
     for path, document in documents(CLOUD_RUN):
         kind = _RUN_VERSIONS[document["apiVersion"]]
         assert document["kind"] == kind
