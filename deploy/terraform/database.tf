@@ -1,7 +1,7 @@
 resource "google_sql_database_instance" "signin" {
   name                = var.name
   region              = var.region
-  database_version    = "POSTGRES_17"
+  database_version    = "POSTGRES_18"
   deletion_protection = var.deletion_protection
 
   settings {
@@ -28,8 +28,33 @@ resource "google_sql_database_instance" "signin" {
     }
 
     database_flags {
+      name  = "log_checkpoints"
+      value = "on"
+    }
+
+    database_flags {
+      name  = "log_connections"
+      value = "on"
+    }
+
+    database_flags {
+      name  = "log_disconnections"
+      value = "on"
+    }
+
+    database_flags {
       name  = "log_lock_waits"
       value = "on"
+    }
+
+    database_flags {
+      name  = "log_min_error_statement"
+      value = "error"
+    }
+
+    database_flags {
+      name  = "log_statement"
+      value = "ddl"
     }
   }
 
