@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import container
+from tests.compose_run import check_compose
 from tests.dockerfile import all_instructions, exec_form, health_command
 from tests.image_build import Builder, say
 
@@ -185,7 +186,11 @@ def _run(command: list[str], environment: dict[str, str]) -> subprocess.Complete
         )
 
 
-SERVING: dict[str, Callable[[Builder], None]] = {"service": check_service, "local": check_local}
+SERVING: dict[str, Callable[[Builder], None]] = {
+    "service": check_service,
+    "local": check_local,
+    "compose": check_compose,
+}
 TEMPLATES = ("template", "template-backfill")
 
 
@@ -196,7 +201,8 @@ def main(targets: list[str]) -> None:
         builder = Builder(Path(directory))
         unchecked = []
         for target in targets or (*SERVING, *TEMPLATES):
-            builder.build(target)
+            if target in builder.stages:
+                builder.build(target)
             if target in TEMPLATES:
                 check_template(builder, target)
             elif container.why_not():
@@ -204,7 +210,7 @@ def main(targets: list[str]) -> None:
             else:
                 SERVING[target](builder)
     for target in unchecked:
-        say(f"NOT STARTED: {target} was built and not tried in a container: {container.why_not()}")
+        say(f"NOT STARTED: {target} was not tried in a container: {container.why_not()}")
 
 
 if __name__ == "__main__":
