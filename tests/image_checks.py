@@ -80,6 +80,10 @@ def check_service(builder: Builder) -> None:
     python = str(builder.root("service") / "opt/signin/bin/python")
     assert _run([python, "-c", "import apache_beam"], environment).returncode == 1
     assert _run([python, "-c", "import pip"], environment).returncode == 1
+    size = sum(
+        path.stat().st_size for path in builder.root("service").glob("opt/signin/**/*") if path.is_file()
+    )
+    say(f"service: {size / 1e6:.0f} MB over the base image")
     away = {"PUBSUB_EMULATOR_HOST": NOBODY, "DATAFLOW_EMULATOR_HOST": NOBODY}
     with _serving(builder, away) as url:
         assert _answer(f"{url}/readyz")["status"] == "degraded"
