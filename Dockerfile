@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
-# Three images, one for each target:
+# Four images, one for each target:
 #   template           launches user-signin on Dataflow, and is what the workers of every job of ours run
 #   template-backfill  the same, launching backfill-signin
-#   service            answers HTTP
+#   service            answers HTTP; the migration runs in it too
+#   local              the local stack, for compose.yaml; it has Beam, DuckDB and the service besides
 # .ci/image goes through the steps of this file where there is no Docker.
 ARG BEAM_VERSION=2.77.0
 ARG LAUNCHER_VERSION=20260122_RC00
@@ -47,15 +48,51 @@ FROM template AS template-backfill
 ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/usr/local/lib/python3.11/site-packages/pipeline/backfill_signin.py
 RUN test -f "$FLEX_TEMPLATE_PYTHON_PY_FILE"
 
-FROM python AS service
-WORKDIR /var/lib/signin
+# What the last two images run lies in /opt/signin, made elsewhere: they get neither pip's leftovers nor a layer
+# that is replaced by the next. The root file system is read-only where they run, so the bytecode is made here,
+# and it is taken as it is: nobody changes a source file there.
+FROM python AS service-packages
+WORKDIR /build
 COPY requirements.txt ./
-RUN pip install --require-hashes -r requirements.txt
+RUN python -m venv --without-pip /opt/signin && \
+    pip --python /opt/signin/bin/python install --no-compile --require-hashes -r requirements.txt
 COPY --from=wheel /wheels /wheels
-RUN pip install --no-deps --no-index /wheels/*.whl && pip check && chmod 1777 /var/lib/signin
-ENV SIGNIN_HOST=0.0.0.0
+RUN pip --python /opt/signin/bin/python install --no-compile --no-deps --no-index /wheels/*.whl && \
+    pip --python /opt/signin/bin/python check && \
+    python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/signin/lib
+
+FROM python AS local-packages
+WORKDIR /build
+COPY requirements-local.txt ./
+RUN python -m venv --without-pip /opt/signin && \
+    pip --python /opt/signin/bin/python install --no-compile --require-hashes -r requirements-local.txt
+COPY --from=wheel /wheels /wheels
+RUN pip --python /opt/signin/bin/python install --no-compile --no-deps --no-index /wheels/*.whl && \
+    pip --python /opt/signin/bin/python check && \
+    python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/signin/lib
+
+FROM python AS runtime
+# Whichever user a platform chooses may write here, and nowhere else; a volume covers it.
+RUN install -d -m 1777 /var/lib/signin
+WORKDIR /var/lib/signin
+ENV PATH=/opt/signin/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SIGNIN_DATA_DIR=/var/lib/signin \
+    TMPDIR=/var/lib/signin
 USER 10001:10001
+# A PID 1 of its own: the kernel gives a process with that number no signal that it has no handler for yet, so a
+# SIGTERM during the start would be lost; and it reaps what `docker exec` and workers that were killed leave.
+ENTRYPOINT ["dumb-init", "--single-child", "--"]
+
+FROM runtime AS local
+COPY --from=local-packages /opt/signin /opt/signin
+CMD ["signin", "local"]
+
+FROM runtime AS service
+COPY --from=service-packages /opt/signin /opt/signin
+ENV SIGNIN_HOST=0.0.0.0 \
+    SIGNIN_PORT=8080
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --start-interval=1s \
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SIGNIN_PORT'] + '/healthz', timeout=2)"]
 CMD ["signin", "serve"]

@@ -48,6 +48,15 @@ def all_instructions(stages: dict[str, Stage], name: str) -> list[tuple[str, str
     return before + stage.instructions
 
 
+def every_step(stages: dict[str, Stage], name: str) -> list[tuple[str, str]]:
+    """Those and the instructions of all stages that it copies from."""
+    found = all_instructions(stages, name)
+    copied = {word for _, rest in found for word in rest.split() if word.startswith("--from=")}
+    for each in sorted(flag.removeprefix("--from=") for flag in copied):
+        found = every_step(stages, each) + found
+    return found
+
+
 def variables(instructions: list[tuple[str, str]]) -> dict[str, str]:
     """What ENV sets."""
     pairs = [pair for word, rest in instructions if word == "ENV" for pair in rest.split()]
@@ -57,6 +66,13 @@ def variables(instructions: list[tuple[str, str]]) -> dict[str, str]:
 def exec_form(instructions: list[tuple[str, str]], word: str) -> list[str]:
     """The last ENTRYPOINT or CMD, which have to be in the exec form."""
     found: list[str] = [json.loads(rest) for given, rest in instructions if given == word][-1]
+    return found
+
+
+def health_command(instructions: list[tuple[str, str]]) -> list[str]:
+    """What HEALTHCHECK runs, which has to be in the exec form."""
+    (rest,) = (rest for word, rest in instructions if word == "HEALTHCHECK")
+    found: list[str] = json.loads(rest.partition("CMD ")[2])
     return found
 
 

@@ -1,52 +1,26 @@
-"""Builds the images' stages without Docker: `python -m tests.image_build [TARGET...]`, or `.ci/image`.
+"""Builds the images' stages without Docker; tests/image_checks.py starts what was built.
 
 Each stage gets a directory as its root, with a fresh Python environment in `usr/local`. COPY copies what
 .dockerignore lets through, RUN runs in that root with the stage's variables; absolute paths are moved into
-it. What comes from foreign images (Beam's boot, Google's launcher) is a placeholder. Then each target's
-program is started: the template with the launcher's arguments, the service until it answers.
+it. What comes from foreign images (Beam's boot, Google's launcher) is a placeholder.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import urllib.request
 from pathlib import Path
 
 from tests.dockerfile import ROOT, all_instructions, is_ignored, read_ignores, read_stages, variables
 
 RUN_SECONDS = 900
-START_SECONDS = 120
 # What the machine says of its package index stays; everything else of the environment goes.
 _KEPT = re.compile(
     r"(PIP_(INDEX|EXTRA_INDEX|TRUSTED|CERT|CONFIG).*|SSL_CERT.*|REQUESTS_CA.*|HTTPS?_PROXY|NO_PROXY|HOME)"
 )
-# Behind the launcher's own come the parameters of the launch.
-LAUNCHER_ARGUMENTS = [
-    "--runner=DataflowRunner",
-    "--project=my-project",
-    "--region=us-central1",
-    "--job_name=signin-user-tobigquery-0001",
-    "--temp_location=gs://my-bucket/temp",
-    "--staging_location=gs://my-bucket/staging",
-    "--template_location=gs://my-bucket/staging/template_launches/job_object",
-    "--sdk_container_image=us-docker.pkg.dev/my-project/signin/pipeline@sha256:" + "0" * 64,
-    "--max_num_workers=5",
-    "--service_account_email=worker@my-project.iam.gserviceaccount.com",
-    "--labels=signin-job=1",
-    "--enable_streaming_engine",
-    "--an_option_of_a_newer_launcher=1",
-]
-PARAMETERS = {
-    "template": ["--input_subscription=projects/my-project/subscriptions/s", "--output_table=a.b"],
-    "template-backfill": ["--input_files=gs://my-bucket/signins-*.gz", "--output_table=a.b"],
-}
 
 
 class Builder:
@@ -67,7 +41,7 @@ class Builder:
         self._built.add(name)
         instructions = all_instructions(self.stages, name)
         root = self.root(name)
-        _say(f"stage {name}")
+        say(f"stage {name}")
         base = self.stages[name].base
         begun = 0
         if base in self._built:  # a Python environment cannot be copied: the stage goes on in the root
@@ -77,7 +51,7 @@ class Builder:
             subprocess.run([sys.executable, "-m", "venv", root / "usr" / "local"], check=True, timeout=120)
         place = "/"
         for number, (word, rest) in list(enumerate(instructions))[begun:]:
-            _say(f"{word} {rest}")
+            say(f"{word} {rest}")
             if word == "WORKDIR":
                 place = rest
                 self.inside(root, place).mkdir(parents=True, exist_ok=True)
@@ -98,12 +72,13 @@ class Builder:
 
     def environment(self, name: str, instructions: list[tuple[str, str]]) -> dict[str, str]:
         root = self.root(name)
+        before = {"PATH": f"{root}/usr/local/bin:/usr/bin:/bin", "PIP_QUIET": "1"}
         own = {
-            key: f"{root}{value}" if value.startswith("/") else value
+            key: (f"{root}{value}" if value.startswith("/") else value).replace("$PATH", before["PATH"])
             for key, value in variables(instructions).items()
         }
         kept = {key: value for key, value in os.environ.items() if _KEPT.fullmatch(key.upper())}
-        return kept | own | {"PATH": f"{root}/usr/local/bin:/usr/bin:/bin", "PIP_QUIET": "1"}
+        return kept | before | own
 
     def _copy(self, root: Path, place: str, rest: str) -> None:
         words = rest.split()
@@ -118,7 +93,8 @@ class Builder:
         (source,) = sources
         if "python" in self._bases(stage):
             self.build(stage)
-            shutil.copytree(self.inside(self.root(stage), source), destination)
+            shutil.copytree(self.inside(self.root(stage), source), destination, symlinks=True)
+            _move_scripts(destination, self.root(stage), root)
         else:
             destination.parent.mkdir(parents=True, exist_ok=True)
             destination.write_text(f"stands for {source} of {self.stages[stage].base}\n")
@@ -139,90 +115,13 @@ class Builder:
         return found
 
 
-def check_template(builder: Builder, name: str) -> None:
-    """Starts the entry point as the launcher does, from elsewhere, up to where it would ask Google."""
-    environment = builder.environment(name, all_instructions(builder.stages, name))
-    python = builder.root(name) / "usr/local/bin/python"
-    command = [
-        str(python),
-        environment["FLEX_TEMPLATE_PYTHON_PY_FILE"],
-        *PARAMETERS[name],
-        *LAUNCHER_ARGUMENTS,
-    ]
-    done = _run([*command, "--dry_run=true"], environment)
-    assert done.returncode == 0, done.stderr
-    done = _run([*command, "--output_table=nonsense", "--dry_run=true"], environment)
-    assert done.returncode == 2, done.stderr
-    assert "nonsense" in done.stderr
-    # A real launch stops at the first thing that needs Google, and says so.
-    away = {"CLOUDSDK_CONFIG": "/nonexistent", "NO_GCE_CHECK": "true"}
-    done = _run(command, environment | away)
-    assert done.returncode == 2, done.stderr
-    assert "gcloud auth application-default login" in done.stderr
-    code = "import pipeline.pubsub_source, pipeline.graph, transforms.bigquery_write"
-    done = _run([str(python), "-c", code], environment)
-    assert done.returncode == 0, done.stderr
-    _say(f"{name}: the entry point takes the launcher's arguments, and a worker finds the code")
+def _move_scripts(directory: Path, before: Path, after: Path) -> None:
+    """Makes the scripts of a Python environment name its interpreter where it was copied to."""
+    for path in directory.glob("bin/*"):
+        if not path.is_symlink() and (text := path.read_bytes()).startswith(b"#!"):
+            path.write_bytes(text.replace(bytes(before), bytes(after), 1))
 
 
-def check_service(builder: Builder) -> None:
-    """Starts the service, which has no Beam, and asks it whether it lives."""
-    instructions = all_instructions(builder.stages, "service")
-    environment = builder.environment("service", instructions)
-    binaries = builder.root("service") / "usr/local/bin"
-    assert _run([str(binaries / "python"), "-c", "import apache_beam"], environment).returncode == 1
-    settings = {
-        "SIGNIN_HOST": "127.0.0.1",
-        "SIGNIN_PORT": "0",
-        "SIGNIN_PROJECT": "my-project",
-        "PUBSUB_EMULATOR_HOST": "127.0.0.1:1",
-        "DATAFLOW_EMULATOR_HOST": "127.0.0.1:1",
-    }
-    with subprocess.Popen(
-        [binaries / "signin", "serve", "--announce"],
-        cwd=builder.root("service") / "var/lib/signin",
-        env=environment | settings,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        address = json.loads(process.stdout.readline())["ready"]
-        with urllib.request.urlopen(f"{address}/healthz", timeout=10) as answer:
-            assert answer.status == 200
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(START_SECONDS) == 0
-    _say("service: it answers without Beam, and ends on SIGTERM")
-
-
-def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    with tempfile.TemporaryDirectory() as elsewhere:
-        return subprocess.run(
-            command,
-            cwd=elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=START_SECONDS,
-            check=False,
-        )
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
     sys.stdout.write(f"-- {text}\n")
     sys.stdout.flush()
-
-
-def main(targets: list[str]) -> None:
-    """Builds and checks the targets, or all of them."""
-    with tempfile.TemporaryDirectory(prefix="signin-image-") as directory:
-        builder = Builder(Path(directory))
-        for target in targets or ["service", "template", "template-backfill"]:
-            builder.build(target)
-            if target == "service":
-                check_service(builder)
-            else:
-                check_template(builder, target)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

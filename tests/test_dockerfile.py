@@ -10,7 +10,9 @@ import pytest
 from tests.dockerfile import (
     ROOT,
     all_instructions,
+    every_step,
     exec_form,
+    health_command,
     is_ignored,
     read_ignores,
     read_stages,
@@ -18,7 +20,8 @@ from tests.dockerfile import (
 )
 
 STAGES = read_stages()
-TARGETS = ("template", "template-backfill", "service")
+TARGETS = ("template", "template-backfill", "service", "local")
+SERVING = ("service", "local")
 SITE_PACKAGES = "/usr/local/lib/python3.11/site-packages/"
 
 
@@ -42,17 +45,23 @@ def test_the_boot_program_is_that_of_the_beam_that_is_installed():
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_image_installs_nothing_that_is_not_pinned_by_its_hash(target):
-    installs = [rest for word, rest in instructions(target) if word == "RUN" and "pip install" in rest]
-    assert installs
-    for command in installs:
+    commands = [rest for word, rest in every_step(STAGES, target) if word == "RUN"]
+    installs = [each for command in commands for each in command.split(" && ") if " install " in each]
+    assert (
+        len([each for each in installs if "pip" in each]) >= 3
+    )  # the builder's, the requirements, the wheel
+    for each in installs:
         assert (
-            "--require-hashes -r requirements" in command or "--no-deps --no-index /wheels/*.whl" in command
-        )
+            "--require-hashes -r requirements" in each
+            or "--no-deps --no-index /wheels/*.whl" in each
+            or each.startswith("install -d ")  # coreutils'
+        ), each
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_an_image_has_fits_together(target):
-    assert any("pip check" in rest for word, rest in instructions(target) if word == "RUN")
+    checks = [rest for word, rest in every_step(STAGES, target) if word == "RUN" and " check" in rest]
+    assert any(rest.partition(" check")[0].endswith(("pip", "/opt/signin/bin/python")) for rest in checks)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +83,41 @@ def test_a_template_is_launcher_and_worker_in_one(target):
     assert exec_form(instructions(target), "ENTRYPOINT") == ["/opt/apache/beam/boot"]
 
 
-def test_the_service_runs_as_nobody_in_particular_and_without_beam():
-    words = dict(instructions("service"))
-    user = words["USER"]
-    assert user.partition(":")[0].isdecimal()
-    assert int(user.partition(":")[0]) >= 10_000
-    assert exec_form(instructions("service"), "CMD") == ["signin", "serve"]
-    assert not any("beam" in rest or "requirements-pipeline" in rest for _, rest in instructions("service"))
+@pytest.mark.parametrize("target", SERVING)
+def test_what_serves_runs_as_nobody_in_particular_behind_an_init(target):
+    words = dict(instructions(target))
+    user, _, group = words["USER"].partition(":")
+    assert int(user) >= 10_000
+    assert int(group) >= 10_000
+    assert exec_form(instructions(target), "ENTRYPOINT")[0] == "dumb-init"
+    assert "\ndumb-init==" in (ROOT / "requirements.txt").read_text()
+    assert "\ndumb-init==" in (ROOT / "requirements-local.txt").read_text()
+
+
+@pytest.mark.parametrize("target", SERVING)
+def test_what_serves_has_its_bytecode_and_writes_to_its_data_directory_alone(target):
+    given = variables(instructions(target))
+    directory = given["SIGNIN_DATA_DIR"]
+    assert given["TMPDIR"] == directory
+    assert given["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert dict(instructions(target))["WORKDIR"] == directory
+    (compiled,) = [rest for word, rest in every_step(STAGES, target) if "compileall" in rest]
+    assert "/opt/signin/lib" in compiled
+    made = [rest for word, rest in instructions(target) if word == "RUN"]
+    assert made == [f"install -d -m 1777 {directory}"]  # nothing else is done in the image that runs
+
+
+def test_the_service_is_there_without_beam_and_tells_how_it_is():
+    steps = every_step(STAGES, "service")
+    assert exec_form(steps, "CMD") == ["signin", "serve"]
+    assert not any("beam" in rest or "requirements-pipeline" in rest for _, rest in steps)
+    assert "/healthz" in health_command(steps)[-1]
+
+
+def test_the_local_stack_is_there_with_all_that_its_jobs_need():
+    steps = every_step(STAGES, "local")
+    assert exec_form(steps, "CMD") == ["signin", "local"]
+    assert any("-r requirements-local.txt" in rest for _, rest in steps)
 
 
 def test_the_builder_sees_what_is_copied_and_nothing_else():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from datetime import UTC, datetime
 
 import httpx
 import pytest
 from google.pubsub_v1 import types
 
+from service.local.broker import Broker
 from service.local.monitoring import MESSAGES, OLDEST_AGE, MonitoringServer
 from tests.serving import pubsub_with_topic
 
@@ -125,3 +128,14 @@ async def test_bytes_that_are_no_request_end_the_connection(place):
     writer.write(b"\x00\x01nonsense\r\n\r\n")
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
+
+
+async def test_it_listens_on_the_port_that_it_is_given():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with (
+        MonitoringServer(Broker(time.time), port=port) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=5) as http,
+    ):
+        assert server.url == f"http://127.0.0.1:{port}"
+        assert (await http.get("/")).status_code == 404

@@ -26,6 +26,8 @@ PubsubPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of Pub/Sub
 DataflowPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of Dataflow; 0 takes a free one")]
 BigqueryPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of BigQuery; 0 takes a free one")]
 
+MonitoringPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of Monitoring; 0 takes a free one")]
+
 
 def up(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the service")] = None,
@@ -153,6 +155,7 @@ def local(
     pubsub_port: PubsubPort = PUBSUB_PORT,
     dataflow_port: DataflowPort = DATAFLOW_PORT,
     bigquery_port: BigqueryPort = BIGQUERY_PORT,
+    monitoring_port: MonitoringPort = 0,
 ) -> None:
     """Start the local stack alone: Pub/Sub, Dataflow and BigQuery, for any Google client."""
     if context.invoked_subcommand:
@@ -163,6 +166,7 @@ def local(
             pubsub_port=pubsub_port,
             dataflow_port=dataflow_port,
             bigquery_port=bigquery_port,
+            monitoring_port=monitoring_port,
         )
         asyncio.run(run_stack(stack))
 

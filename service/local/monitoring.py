@@ -48,15 +48,21 @@ class MonitoringServer:
     """Serves the backlogs of `broker` at `url`, from `__aenter__` to `__aexit__`."""
 
     def __init__(
-        self, broker: Broker, *, host: str = "127.0.0.1", clock: Callable[[], float] = time.time
+        self,
+        broker: Broker,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.url = ""
         self._broker = broker
         self._host = host
+        self._port = port
         self._clock = clock
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self._host, 0)
+        self._server = await asyncio.start_server(self._serve, self._host, self._port)
         self.url = f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 

@@ -269,11 +269,11 @@ class PubsubServer:
         await grpc_server.guarded(_STREAMING_PULL, context, self.faults, stream)
 
 
-async def serve(host: str, port: int, data_dir: Path, backlog_bytes: int) -> None:
+async def serve(host: str, port: int, monitoring_port: int, data_dir: Path, backlog_bytes: int) -> None:
     """Runs the server until SIGTERM or SIGINT."""
     async with (
         PubsubServer(data_dir, host=host, port=port, backlog_bytes=backlog_bytes) as server,
-        MonitoringServer(server.broker, host=host) as monitoring,
+        MonitoringServer(server.broker, host=host, port=monitoring_port) as monitoring,
     ):
         grpc_server.announce(server.address, monitoring=monitoring.url)
         await grpc_server.until_signal()
@@ -283,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="service.local.pubsub", description="The local Pub/Sub server")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--monitoring-port", type=int, default=0, help="the same")
     parser.add_argument("--data-dir", type=Path, required=True, help="where the journal is kept")
     parser.add_argument("--backlog-bytes", type=int, default=DEFAULT_BACKLOG_BYTES)
     arguments = parser.parse_args()
@@ -290,7 +291,7 @@ def main() -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     try:
-        asyncio.run(serve(arguments.host, arguments.port, arguments.data_dir, arguments.backlog_bytes))
+        asyncio.run(serve(**vars(arguments)))
     except OSError as error:
         raise SystemExit(f"The local Pub/Sub server cannot start: {error}") from error
 

@@ -42,14 +42,20 @@ class Stack:
     """
 
     def __init__(
-        self, settings: Settings, *, pubsub_port: int = 0, dataflow_port: int = 0, bigquery_port: int = 0
+        self,
+        settings: Settings,
+        *,
+        pubsub_port: int = 0,
+        dataflow_port: int = 0,
+        bigquery_port: int = 0,
+        monitoring_port: int = 0,
     ) -> None:
         self.environment: dict[str, str] = {}
         self._settings = settings
         self._data_dir = settings.data_dir.absolute()
         self._lock: IO[str] | None = None
         self._stopping = False
-        self._pubsub = self._server("pubsub", pubsub_port)
+        self._pubsub = self._server("pubsub", pubsub_port, "--monitoring-port", str(monitoring_port))
         self._dataflow = self._server("dataflow", dataflow_port)
         self._bigquery = self._server("bigquery", bigquery_port, "--project", settings.project)
 
