@@ -24,14 +24,16 @@ from transforms.dead_letter_topic import Topic, shared_publisher
 from transforms.pubsub_message import (
     DEAD_LETTERS,
     METRICS_NAMESPACE,
-    DeadLetter,
     Extractor,
     MessageExtractingFn,
 )
 
 WriteMethod = OwnMethod | StockMethod
 MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet
-_LOOK_ROWS = 256  # so many rows between two looks at the clock
+# What is decoded together. The clock is looked at in between.
+_CHUNK_MESSAGES = 256
+_CHUNK_BYTES = 1_000_000
+_NEVER = float("inf")
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +105,8 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
 class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
     """Collects a bundle's rows into batches within the policy; the last one goes when the bundle ends.
 
-    Each message is held beside its row until that is acknowledged, so that its dead letter has it whole.
+    Messages are decoded in chunks. Each is held beside its row until that is acknowledged, so that its dead
+    letter has it whole.
     """
 
     def __init__(self, destination: Destination, policy: WritePolicy, extractor: Extractor) -> None:
@@ -111,6 +114,7 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         self._destination = destination
         self._policy = policy
         self._extractor = extractor
+        self._chunk_bytes = min(_CHUNK_BYTES, policy.max_bytes)
         self._reset()
 
     def start_bundle(self) -> None:
@@ -118,17 +122,19 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         self._reset()
 
     def process(self, message: Any) -> Iterable[Row]:
-        row = self._extractor.extract(message)
-        if type(row) is DeadLetter:
-            return (dict(row),)
-        self._rows.append(row)
-        self._messages.append(message)
-        if len(self._rows) >= self._look_at or self._extractor.read_bytes > MAX_HELD_BYTES:
+        try:
+            payload = message if type(message) is bytes else message.data
+            self._payload_bytes += len(payload)
+        except Exception:  # noqa: BLE001 - no message at all, which the extractor has an answer to
+            payload = b""
+        self._chunk.append(message)
+        self._payloads.append(payload)
+        if len(self._payloads) >= self._look_at or self._payload_bytes > self._chunk_bytes:
             return self._look()
         return ()
 
     def finish_bundle(self) -> Iterable[Any]:
-        for letter in self._flush():
+        for letter in (*self._extract(), *self._flush()):
             yield GlobalWindows.windowed_value(letter)
         self._extractor.report()
 
@@ -139,26 +145,41 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         return dict(written.refused)
 
     def _reset(self) -> None:
+        self._chunk: list[Any] = []
+        self._payloads: list[bytes] = []
+        self._payload_bytes = 0
         self._rows: list[Row] = []
         self._messages: list[Any] = []
-        self._extractor.read_bytes = 0
+        self._held_bytes = 0
         self._look_at = 1
-        self._until = float("inf")
+        self._until = _NEVER
 
-    def _look(self) -> Iterable[Row]:
-        """Sends what is there if there is enough of it, or if the oldest has waited long enough."""
+    def _look(self) -> list[Row]:
+        """Decodes the chunk, and sends the rows if they are enough or the oldest has waited long enough."""
         now = time.monotonic()
+        letters = self._extract()
         count = len(self._rows)
-        if count == 1:
-            self._until = now + self._policy.max_seconds
         if (
-            count >= self._policy.max_rows
-            or (now >= self._until and count > 1)
-            or self._extractor.read_bytes > min(MAX_HELD_BYTES, self._policy.max_bytes)
+            now >= self._until
+            or count >= self._policy.max_rows
+            or self._held_bytes > min(MAX_HELD_BYTES, self._policy.max_bytes)
         ):
-            return self._flush()
-        self._look_at = min(count + _LOOK_ROWS, self._policy.max_rows)
-        return ()
+            return letters + self._flush()
+        if self._until == _NEVER:
+            self._until = now + self._policy.max_seconds
+        self._look_at = min(_CHUNK_MESSAGES, self._policy.max_rows - count)
+        return letters
+
+    def _extract(self) -> list[Row]:
+        """Makes the chunk rows, and returns the dead letters among them."""
+        if not self._chunk:
+            return []
+        rows, messages, letters = self._extractor.extract_all(self._chunk, self._payloads)
+        self._rows += rows
+        self._messages += messages
+        self._held_bytes += self._payload_bytes
+        self._chunk, self._payloads, self._payload_bytes = [], [], 0
+        return [dict(letter) for letter in letters]
 
     def _flush(self) -> list[Row]:
         rows, messages = self._rows, self._messages
