@@ -41,9 +41,8 @@ def assert_as_alone(payloads: list[bytes]) -> set[int]:
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 def test_each_sample_among_others_is_what_it_is_alone(sample: Sample):
     (before, event, after), doubtful = together([GOOD, sample.body, GOOD])
-    assert doubtful in (set(), {1}, {0, 1, 2})
-    assert before in (None, decode(GOOD))
-    assert after in (None, decode(GOOD))
+    assert doubtful <= {1}
+    assert before == after == decode(GOOD)
     if isinstance(sample.outcome, SigninEvent):
         assert event in (None, sample.outcome)
     else:
@@ -67,11 +66,11 @@ def test_good_messages_need_no_second_look(body: bytes):
     assert assert_as_alone([GOOD, body] * 10) == set()
 
 
-def test_a_wrong_message_makes_few_others_doubtful():
+def test_a_wrong_message_makes_no_other_doubtful():
     payloads = [GOOD] * 300
     payloads[100] = b'{"userid":'
     payloads[200] = b""
-    assert len(assert_as_alone(payloads)) <= 32
+    assert assert_as_alone(payloads) == {100, 200}
     payloads[100] = b'{"userid":"\\u0000","date":"2024-01-02T03:04:05Z"}'
     payloads[200] = b'{"userid":"u","date":"2024-02-30T03:04:05.000000Z"}'
     payloads[250] = b'{"userid":"u","date":"2024-01-02T03:04:05.000000Z","event_id":"a/b"}'

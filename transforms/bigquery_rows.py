@@ -116,9 +116,18 @@ def to_row(event: SigninEvent, published_at: str | None = None) -> Row:
 
 def to_rows(columns: Columns, published_at: Sequence[str | None] = ()) -> list[Row]:
     """What `to_row` gives for each of the sign-ins that were decoded together, the doubtful ones included."""
-    required = zip(columns.userids, columns.dates, strict=True)
-    rows: list[Row] = [{"userid": userid, "date": date} for userid, date in required]
-    for name, column in (("event_id", columns.event_ids), ("published_at", published_at)):
+    userids, dates, event_ids, _, _ = columns
+    optional = [("published_at", published_at)]
+    rows: list[Row]
+    if all(event_ids):
+        rows = [
+            {"userid": userid, "date": date, "event_id": event_id}
+            for userid, date, event_id in zip(userids, dates, event_ids, strict=True)
+        ]
+    else:
+        rows = [{"userid": userid, "date": date} for userid, date in zip(userids, dates, strict=True)]
+        optional.append(("event_id", event_ids))
+    for name, column in optional:
         if any(column):
             for row, text in zip(rows, column, strict=True):
                 if text is not None:

@@ -1,21 +1,19 @@
 """Many messages decoded together, field by field: what `signin_event.decode` gives for each, for less.
 
-Only what is beyond doubt is decided here, which is nearly all; the rest is left to `decode`, one by one.
+Each is parsed by itself; what is in a field is checked over all of them at once. Only what is beyond doubt
+is decided here, which is nearly all; the rest is left to `decode`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Annotated, NamedTuple
 
 import msgspec
 
 from transforms import signin_event, timestamps
 
-_PIECE = 16  # messages that are decoded together where a larger number of them cannot be
-_JSON_SPACE = b" \t\n\r"
 _EVENT_IDS = re.compile(r"[A-Za-z0-9._:-]*")
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=signin_event.MAX_USERID_CHARACTERS)]
@@ -50,17 +48,18 @@ class Columns(NamedTuple):
     doubtful: set[int]
 
 
-_decode_lines: Callable[[bytes], list[_Event]] = msgspec.json.Decoder(_Event).decode_lines
-_decode_strict_lines: Callable[[bytes], Sequence[_Event]] = msgspec.json.Decoder(_StrictEvent).decode_lines
-_ends = itemgetter(0, -1)
-_BRACES = {tuple(b"{}")}
+_decode: Callable[[bytes], _Event] = msgspec.json.Decoder(_StrictEvent).decode
+_decode_loosely: Callable[[bytes], _Event] = msgspec.json.Decoder(_Event).decode
 _DOUBTFUL = _Event("-", "2017-10-17T20:57:17.338320Z")
 
 
 def decode_together(payloads: Sequence[bytes]) -> Columns:
     """The sign-ins that these messages hold. Never raises, whatever the bytes are."""
     doubtful: set[int] = set()
-    events = _decode(payloads) or _decode_pieces(payloads, doubtful)
+    try:
+        events = list(map(_decode, payloads))
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        events = [_event(index, payload, doubtful) for index, payload in enumerate(payloads)]
     userids = [event.userid for event in events]
     event_ids = [event.event_id for event in events]
     attributes = [event.attributes for event in events]
@@ -72,57 +71,21 @@ def decode_together(payloads: Sequence[bytes]) -> Columns:
     return Columns(userids, dates, event_ids, attributes, doubtful)
 
 
-def _decode_pieces(payloads: Sequence[bytes], doubtful: set[int]) -> Sequence[_Event]:
-    """One event for each message; adds the indexes of those that are not certain."""
-    events: list[_Event] = []
-    for start in range(0, len(payloads), _PIECE):
-        piece = payloads[start : start + _PIECE]
-        decoded = _decode(piece)
-        if decoded is None:
-            doubtful.update(range(start, start + len(piece)))
-            decoded = [_DOUBTFUL] * len(piece)
-        events += decoded
-    return events
-
-
-def _decode(payloads: Sequence[bytes]) -> Sequence[_Event] | None:
-    """One event for each message; None where that is not certain."""
-    # msgspec takes any white space between values, none at all, and values that go on behind a line feed:
-    # messages could make up for each other, one that ends too early for one that is two. Not where each
-    # begins and ends with a brace: no string holds a line feed, and outside of strings "}" and "{" never
-    # follow each other within a value. So each message is whole values, and as many as messages: one each.
-    if not _are_braced(payloads):
-        payloads = [payload.strip(_JSON_SPACE) for payload in payloads]
-        if not _are_braced(payloads):
-            return None
-    lines = b"\n".join(payloads)
+def _event(index: int, payload: bytes, doubtful: set[int]) -> _Event:
+    """One event; one that is not certain is among `doubtful` then."""
     try:
-        events = _decode_strict_lines(lines)
-    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
-        events = _decode_loosely(lines, payloads)
-    return events if len(events) == len(payloads) else None
-
-
-def _are_braced(payloads: Sequence[bytes]) -> bool:
-    try:
-        return set(map(_ends, payloads)) == _BRACES
-    except IndexError:  # one is empty
-        return False
-
-
-def _decode_loosely(lines: bytes, payloads: Sequence[bytes]) -> Sequence[_Event]:
-    """The events where there are fields that a sign-in does not have; nothing where something is wrong."""
-    # Each has one bracket. Only where there are many more of them one message may have too many.
-    if lines.count(b"{") + lines.count(b"[") >= len(payloads) + signin_event.MAX_NESTING and any(
-        payload.count(b"{") + payload.count(b"[") > signin_event.MAX_NESTING for payload in payloads
-    ):
-        return ()
-    try:
-        if not lines.isascii():
-            lines.decode()  # msgspec does not look inside the values that it skips
-        return _decode_lines(lines)
+        return _decode(payload)
     except (ValueError, RecursionError):
-        return ()
+        pass
+    # There may be fields that a sign-in does not have. msgspec does not look inside the values that it skips.
+    try:
+        if payload.count(b"{") + payload.count(b"[") <= signin_event.MAX_NESTING:
+            payload.decode()
+            return _decode_loosely(payload)
+    except (ValueError, RecursionError):
+        pass
+    doubtful.add(index)
+    return _DOUBTFUL
 
 
 def _dates(texts: list[str], doubtful: set[int]) -> list[str]:
