@@ -32,9 +32,10 @@ from transforms.pubsub_message import (
 
 WriteMethod = OwnMethod | StockMethod
 MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet
-# What is decoded together. The clock is looked at in between.
-_CHUNK_MESSAGES = 256
+# What is decoded together. Each message counts as so many bytes more, so that there are at most 256 of them.
+# The clock is looked at in between.
 _CHUNK_BYTES = 1_000_000
+_MESSAGE_BYTES = _CHUNK_BYTES // 256
 _NEVER = float("inf")
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,6 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         self._destination = destination
         self._policy = policy
         self._extractor = extractor
-        self._chunk_bytes = min(_CHUNK_BYTES, policy.max_bytes)
         self._reset()
 
     def setup(self) -> None:
@@ -129,15 +129,13 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
     def process(self, message: Any) -> Iterable[Row] | None:
         try:
             payload = message if type(message) is bytes else message.data
-            self._payload_bytes += len(payload)
+            size = len(payload)
         except Exception:  # noqa: BLE001 - no message at all, which the extractor has an answer to
-            payload = b""
+            payload, size = b"", 0
         self._chunk.append(message)
-        payloads = self._payloads
-        payloads.append(payload)
-        if len(payloads) >= self._look_at or self._payload_bytes > self._chunk_bytes:
-            return self._look()
-        return None  # the same as nothing to Beam, and quicker
+        self._payloads.append(payload)
+        self._room = room = self._room - size - _MESSAGE_BYTES
+        return self._look() if room < 0 else None  # the same as nothing to Beam, and quicker
 
     def finish_bundle(self) -> Iterable[Any]:
         for letter in (*self._extract(), *self._flush()):
@@ -153,11 +151,10 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
     def _reset(self) -> None:
         self._chunk: list[Any] = []
         self._payloads: list[bytes] = []
-        self._payload_bytes = 0
+        self._room: int = 0  # in the chunk, in bytes; the first message is looked at by itself
         self._rows: list[Row] = []
         self._messages: list[Any] = []
         self._held_bytes = 0
-        self._look_at = 1
         self._until = _NEVER
 
     def _look(self) -> list[Row]:
@@ -173,7 +170,11 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
             return letters + self._flush()
         if self._until == _NEVER:
             self._until = now + self._policy.max_seconds
-        self._look_at = min(_CHUNK_MESSAGES, self._policy.max_rows - count)
+        self._room = min(
+            _CHUNK_BYTES,
+            self._policy.max_bytes - self._held_bytes,
+            (self._policy.max_rows - count) * _MESSAGE_BYTES - 1,
+        )
         return letters
 
     def _extract(self) -> list[Row]:
@@ -183,8 +184,8 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         rows, messages, letters = self._extractor.extract_all(self._chunk, self._payloads)
         self._rows += rows
         self._messages += messages
-        self._held_bytes += self._payload_bytes
-        self._chunk, self._payloads, self._payload_bytes = [], [], 0
+        self._held_bytes += sum(map(len, self._payloads))
+        self._chunk, self._payloads = [], []
         return [dict(letter) for letter in letters]
 
     def _flush(self) -> list[Row]:

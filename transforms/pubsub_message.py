@@ -82,7 +82,7 @@ class Extractor:
         """What `extract` gives for each, for less. `payloads` are the messages' own."""
         try:
             columns = decode_together(payloads)
-            if set(map(type, elements)) == {bytes}:
+            if elements == payloads:  # bytes alone
                 rows = to_rows(columns)
             else:
                 rows = to_rows(columns, self._publish_times(elements))
