@@ -112,6 +112,8 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
     letter has it whole.
     """
 
+    _room: int
+
     def __init__(self, destination: Destination, policy: WritePolicy, extractor: Extractor) -> None:
         super().__init__()
         self._destination = destination
@@ -151,7 +153,7 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
     def _reset(self) -> None:
         self._chunk: list[Any] = []
         self._payloads: list[bytes] = []
-        self._room: int = 0  # in the chunk, in bytes; the first message is looked at by itself
+        self._room = 0  # in the chunk, in bytes; the first message is looked at by itself
         self._rows: list[Row] = []
         self._messages: list[Any] = []
         self._held_bytes = 0
