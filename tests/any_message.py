@@ -20,7 +20,7 @@ from google.pubsub_v1 import types
 from tests import column_rules
 from tests.signin_samples import load_samples
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA
-from transforms.pubsub_message import DEAD_LETTERS, MessageExtractingFn
+from transforms.pubsub_message import DEAD_LETTERS, Extractor, MessageExtractingFn
 
 RawMessage = types.PubsubMessage.pb()
 # What is huge has its turn in the samples' own tests.
@@ -95,6 +95,30 @@ class Judge:
         assert attributes == (said.get("attributes") or {})
         self.tally["row"] += 1
         return row
+
+
+def judge_together(messages: list[Any], chance: random.Random) -> None:
+    """Checks that messages become the same together as each by itself. Raises AssertionError.
+
+    As they are, then the good ones alone, then these with one of the others among them.
+    """
+    extractor = Extractor(pipeline_version="1", job_id="job")
+    alone = [(message, extractor.extract(message)) for message in messages]
+    good = [pair for pair in alone if "payload" not in pair[1]]
+    bad = [pair for pair in alone if "payload" in pair[1]]
+    mixed = list(good)
+    if bad:
+        mixed.insert(chance.randrange(len(good) + 1), chance.choice(bad))
+    for pairs in (alone, good, mixed):
+        elements = [message for message, _ in pairs]
+        payloads = [each if isinstance(each, bytes) else bytes(each.data) for each in elements]
+        rows, kept, letters = extractor.extract_all(elements, payloads)
+        assert rows == [outcome for _, outcome in pairs if "payload" not in outcome], elements
+        assert [id(each) for each in kept] == [id(m) for m, outcome in pairs if "payload" not in outcome]
+        expected = [outcome for _, outcome in pairs if "payload" in outcome]
+        assert [letter | {"failed_at": ""} for letter in letters] == [
+            letter | {"failed_at": ""} for letter in expected
+        ], elements
 
 
 def _moment(text: str) -> datetime:

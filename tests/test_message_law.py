@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 from tests import column_rules
-from tests.any_message import Judge, messages
+from tests.any_message import Judge, judge_together, messages
 from tests.bigquery_servers import PROJECT, local_bigquery
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, TableRef
 from transforms.bigquery_tables import client, ensure_tables
@@ -25,6 +27,12 @@ def test_twenty_thousand_messages_obey_the_law_and_the_server_takes_their_rows(t
             assert bigquery.insert_rows_json(str(table), part, row_ids=[None] * len(part), timeout=30) == []
         ((count,),) = bigquery.query("SELECT COUNT(*) FROM law.signins").result(timeout=30)
     assert count == len(rows)
+
+
+def test_messages_become_the_same_together_as_each_alone():
+    chance = random.Random(7)
+    for seed in range(200):
+        judge_together(list(messages(seed, chance.randrange(1, 100))), chance)
 
 
 def test_the_judge_refuses_what_bigquery_refuses():

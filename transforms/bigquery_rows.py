@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from transforms import timestamps
+from transforms.signin_columns import Columns
 from transforms.signin_event import SigninEvent
 
 Row = dict[str, Any]
@@ -111,6 +112,31 @@ def to_row(event: SigninEvent, published_at: str | None = None) -> Row:
     if event.attributes:
         row["attributes"] = _records(event.attributes)
     return row
+
+
+def to_rows(columns: Columns, published_at: Sequence[str | None] = ()) -> list[Row]:
+    """What `to_row` gives for each of the sign-ins that were decoded together, the doubtful ones included."""
+    userids, dates, event_ids, _, _ = columns
+    optional = [("published_at", published_at)]
+    rows: list[Row]
+    if all(event_ids):
+        rows = [
+            {"userid": userid, "date": date, "event_id": event_id}
+            for userid, date, event_id in zip(userids, dates, event_ids, strict=True)
+        ]
+    else:
+        rows = [{"userid": userid, "date": date} for userid, date in zip(userids, dates, strict=True)]
+        optional.append(("event_id", event_ids))
+    for name, column in optional:
+        if any(column):
+            for row, text in zip(rows, column, strict=True):
+                if text is not None:
+                    row[name] = text
+    if any(columns.attributes):
+        for row, attributes in zip(rows, columns.attributes, strict=True):
+            if attributes:  # JSON's texts are well-formed
+                row["attributes"] = [{"key": key, "value": value} for key, value in attributes.items()]
+    return rows
 
 
 def from_row(row: Mapping[str, Any]) -> SigninEvent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from datetime import UTC, datetime
 
 _fromisoformat = datetime.fromisoformat
@@ -39,6 +40,30 @@ def canonical(text: str) -> str:
         return from_datetime(moment)
     except OverflowError:
         raise ValueError("in UTC not between the years 0001 and 9999") from None
+
+
+def canonical_together(texts: list[str]) -> list[str] | None:
+    """What `canonical` gives for each; None where not all are times in the form that is nearly canonical."""
+    lengths = set(map(len, texts))
+    if lengths == {26}:
+        texts = [text + "Z" for text in texts]
+    elif lengths != {27}:
+        return None
+    # As in `canonical`: the same characters at the same places, and the calendar.
+    joined = "".join(texts)
+    count = len(texts)
+    if (
+        joined[26::27] != "Z" * count
+        or joined[19::27] != "." * count
+        or joined[10::27] != "T" * count
+        or "W" in joined[5::27]
+    ):
+        return None
+    try:
+        deque(map(_fromisoformat, texts), maxlen=0)
+    except ValueError:
+        return None
+    return texts
 
 
 def from_datetime(moment: datetime) -> str:
