@@ -63,6 +63,8 @@ def _adapt() -> Any:
     from bqemulator.storage.engine import DuckDBEngine
     from bqemulator.versioning.snapshots import SnapshotManager
 
+    from service.local.bigquery_inserts import BulkInserts
+
     create_app = server.create_app
     capture = getattr(SnapshotManager, "capture", None)
 
@@ -77,7 +79,7 @@ def _adapt() -> Any:
 
     _patched(SnapshotManager, "capture", capture_on_request)
     _patched(DuckDBEngine, "_load_spatial", stay_offline)
-    _patched(server, "create_app", lambda context: FaultMiddleware(create_app(context)))
+    _patched(server, "create_app", lambda context: FaultMiddleware(BulkInserts(create_app(context), context)))
     _keep_to_one_thread(server)
     _convert_rows_at_once()
     return server
