@@ -33,8 +33,8 @@ class Limits:
     """Sizes in messages and bytes, times in seconds."""
 
     lanes: int = 2  # batches at once: one decodes while BigQuery takes the other's rows
-    batch_messages: int = 5_000
-    prefetch_messages: int = 10_000
+    batch_messages: int = 10_000
+    prefetch_messages: int = 20_000
     prefetch_bytes: int = 64_000_000
     linger_seconds: float = 0.05  # between the starts of two runs; a message after a pause goes at once
     retry_seconds: float = 0.1  # before a failed batch is tried again as a whole
