@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -40,6 +41,24 @@ class CounterKey(NamedTuple):
     step: str
 
 
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What Beam keeps of a distribution's values."""
+
+    count: int
+    sum: int
+    min: int
+    max: int
+
+    def with_values_of(self, other: Distribution) -> Distribution:
+        """The distribution of both's values."""
+        least, most = min(self.min, other.min), max(self.max, other.max)
+        return Distribution(self.count + other.count, self.sum + other.sum, least, most)
+
+
+Counted = Mapping[CounterKey, int | Distribution]
+
+
 class GraphRuns:
     """Runs the graph that `build` applies, as often as there are batches. `transforms` names its steps.
 
@@ -66,24 +85,22 @@ class GraphRuns:
                 "This version of Beam makes the local engine slow: a pipeline is built for each batch"
             )
 
-    def run(self, messages: Sequence[Any]) -> Mapping[CounterKey, int]:
-        """Runs the graph over raw `PubsubMessage`s; returns what Beam counted. Raises what a step raises.
-
-        A distribution comes as two counters, `<name>_total` and `<name>_observations`.
-        """
+    def run(self, messages: Sequence[Any]) -> Counted:
+        """Runs the graph over raw `PubsubMessage`s; returns what Beam counted. Raises what a step raises."""
         batch_source.lease(messages)
         try:
             result = self._run_once()
         finally:
             batch_source.lease(())
         found = result.metrics().query()
-        counters = {_key(counter.key): counter.committed for counter in found["counters"]}
-        for distribution in found["distributions"]:
-            # What can be added from run to run; their quotient is the mean.
-            key = _key(distribution.key)
-            counters[key._replace(name=f"{key.name}_total")] = distribution.committed.sum
-            counters[key._replace(name=f"{key.name}_observations")] = distribution.committed.count
-        return counters
+        counted: dict[CounterKey, int | Distribution] = {
+            _key(counter.key): counter.committed for counter in found["counters"]
+        }
+        for one in found["distributions"]:
+            told = one.committed
+            if told.count:
+                counted[_key(one.key)] = Distribution(told.count, told.sum, told.min, told.max)
+        return counted
 
     def _run_once(self) -> Any:
         if self.translates_once:
