@@ -122,4 +122,4 @@ def _collect_seldom() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GARBAGE_OBJECTS, 10, 10)
+    gc.set_threshold(GARBAGE_OBJECTS, 3, 3)
