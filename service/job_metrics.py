@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, Field
 
-from service.dataflow import SeenMetric, SeenMetrics, user_counters
+from service.dataflow import SeenMetric, SeenMetrics, user_counters, user_distributions
 from service.models import Job
 from service.monitoring import Backlog
 
@@ -37,6 +37,16 @@ class DrainView(BaseModel):
     on_deadline: str = Field(description="What happens at the deadline: wait or cancel")
 
 
+class DistributionView(BaseModel):
+    """What is known of the values that the job's code gave a distribution."""
+
+    count: int
+    sum: float
+    min: float
+    max: float
+    mean: float
+
+
 class MetricsView(BaseModel):
     """Committed values; null where a value is not known."""
 
@@ -54,6 +64,9 @@ class MetricsView(BaseModel):
     backlog: BacklogView
     drain: DrainView | None = Field(description="Where the job is asked to drain and has not ended")
     counters: dict[str, int] | None = Field(description="The counters of the job's code, summed over steps")
+    distributions: dict[str, DistributionView] | None = Field(
+        description="The distributions of the job's code, over all steps"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,15 @@ def metrics_view(
         ),
         drain=_drain(job),
         counters=counters,
+        distributions=_distributions(seen.metrics) if seen else None,
     )
+
+
+def _distributions(metrics: Iterable[SeenMetric]) -> dict[str, DistributionView]:
+    return {
+        name: DistributionView(count=one.count, sum=one.sum, min=one.min, max=one.max, mean=one.mean)
+        for name, one in user_distributions(metrics).items()
+    }
 
 
 def _drain(job: Job) -> DrainView | None:

@@ -4,7 +4,7 @@ Flags: --fail=CODE exits so once it runs; --finish ends by itself; --deaf ignore
 --fail_drain exits 1 while draining; --linger stays after DRAINED; --slow never says RUNNING;
 --grandchild leaves a process that holds the output; --noise=N logs N long lines; --started_file gets
 the process id at each start; --graph=A,B names its steps; --gate=FILE keeps it from running until the
-file exists; --handled=N counts so many messages as the engine does.
+file exists; --handled=N counts so many messages as the engine does; --timed tells of a distribution.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse():
     parser = argparse.ArgumentParser()
     for flag in ("project", "region", "job_name", "greeting", "started_file", "graph", "gate"):
         parser.add_argument(f"--{flag}", default="")
-    for flag in ("finish", "deaf", "fail_drain", "linger", "slow", "grandchild"):
+    for flag in ("finish", "deaf", "fail_drain", "linger", "slow", "grandchild", "timed"):
         parser.add_argument(f"--{flag}", default="")
     for flag in ("fail", "noise", "handled"):
         parser.add_argument(f"--{flag}", type=int, default=0)
@@ -58,6 +58,18 @@ def prepare(options, drain):
         log(f"INFO {index} " + "x" * 5_000)
 
 
+def count_more(options):
+    told = []
+    if options.timed:
+        values = {"count": 2, "sum": 30, "min": 10, "max": 20}
+        told = [{"namespace": "signin", "name": "age", "step": "Write", "value": values}]
+    if options.handled:
+        handled = {"namespace": "local_engine", "name": "messages_acknowledged", "value": options.handled}
+        told.append(handled)
+    if told:
+        say(event="metrics", counters=told)
+
+
 def main():
     options = parse()
     drain = threading.Event()
@@ -72,9 +84,7 @@ def main():
     log(f"INFO greeting={options.greeting} project={options.project} job_name={options.job_name}")
     log(f"INFO job={os.environ['SIGNIN_JOB_ID']} cwd={Path.cwd()}")
     say(event="metrics", counters=[{"namespace": "signin", "name": "parsed", "step": "Decode", "value": 3}])
-    if options.handled:
-        name = {"namespace": "local_engine", "name": "messages_acknowledged"}
-        say(event="metrics", counters=[{**name, "value": options.handled}])
+    count_more(options)
     say(event="state", state="RUNNING")
     if options.fail:
         log("WARNING something is about to happen")

@@ -12,6 +12,7 @@ import pytest
 
 from service.dataflow import (
     DataflowError,
+    Distribution,
     Launch,
     MissingError,
     RefusedError,
@@ -19,6 +20,7 @@ from service.dataflow import (
     SeenMessage,
     UnavailableError,
     cause_of,
+    user_distributions,
 )
 from service.local.faults import Fault
 from tests.job_world import STRICT_TEMPLATE, TEMPLATE, World, make_world
@@ -121,8 +123,9 @@ async def test_messages_come_in_pages_with_their_importance_and_the_scaling_even
 async def test_metrics_are_the_committed_ones_of_the_job_and_of_dataflow(world: World) -> None:
     job = await running(world, "counting")
     seen = await world.dataflow.metrics(*PLACE, job.id)
-    own = {(metric.step, metric.name, metric.value) for metric in seen.metrics if metric.origin == "user"}
-    assert own == {("Decode", "rows", 2), ("Write", "rows", 2)}
+    own = {(metric.step, metric.value) for metric in seen.metrics if metric.name == "rows"}
+    assert own == {("Decode", 2), ("Write", 2)}
+    assert user_distributions(seen.metrics) == {"age": Distribution(count=4, sum=40, min=8, max=12)}
     system = {metric.name: metric.value for metric in seen.metrics if metric.origin == "dataflow/v1b3"}
     assert system == {"CurrentVcpuCount": 1}
     assert seen.at

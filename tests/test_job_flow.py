@@ -159,6 +159,12 @@ def test_a_job_is_updated_scaled_and_drained_while_events_flow_and_none_is_lost_
     until(lambda: len(up.rows()) >= len(flow.answered), 60)
     metrics = until(lambda: (m := up.get(f"/jobs/{job}/metrics"))["backlog"]["messages"] == 0 and m)
     assert metrics["vcpus"] == 1
+    assert not [name for name in metrics["counters"] if "latency" in name or "freshness" in name]
+    for name in ("publish_to_row_latency_ms", "row_freshness_ms"):
+        told = metrics["distributions"][name]
+        assert told["count"] > 0
+        assert 0 <= told["min"] <= told["mean"] <= told["max"]
+        assert told["sum"] == pytest.approx(told["mean"] * told["count"])
     up.drain(job)
     assert attempt_states(up, job) == ["UPDATED", "FAILED", "DRAINED"]
     assert up.rows() == Counter(dict.fromkeys(flow.answered, 1))

@@ -12,7 +12,7 @@ import pytest
 from google.pubsub_v1 import types
 
 from service.clients import Clients
-from service.dataflow import SeenMetric
+from service.dataflow import Distribution, SeenMetric, user_distributions
 from service.job_metrics import Sample, handled, highest, next_sample
 from service.job_state import STATES, TERMINAL_STATES
 from service.local.faults import Fault
@@ -225,6 +225,23 @@ def test_system_metrics_are_the_worst_of_all_steps_and_user_counters_are_none_of
     ]
     assert highest(metrics, "SystemLag") == 7.0
     assert highest(metrics, "DataWatermarkAge") is None
+
+
+def test_a_distribution_is_that_of_all_steps_and_one_without_values_or_parts_is_left_out():
+    def told(name: str, origin: str = "user", **parts: float) -> SeenMetric:
+        return SeenMetric(name, origin, None, parts=parts)
+
+    metrics = [
+        told("age", count=2, sum=30, min=10, max=20, mean=15),
+        told("age", count=1, min=6, max=6, mean=6),
+        told("empty", count=0, sum=0, min=0, max=0),
+        told("partly", count=1, max=3),
+        told("vague", count=1, min=3, max=3),
+        told("theirs", "dataflow/v1b3", count=1, sum=1, min=1, max=1),
+    ]
+    found = user_distributions(metrics)
+    assert found == {"age": Distribution(count=3, sum=36, min=6, max=20)}
+    assert found["age"].mean == 12
 
 
 def test_what_a_job_handled_is_in_its_counters_or_in_its_busiest_collection():

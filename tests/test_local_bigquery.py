@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,11 +19,13 @@ import duckdb
 import httpx
 import pytest
 import requests
+from bqemulator.catalog.models import TableSchema
 from google.api_core.exceptions import GoogleAPIError
 
 from service.local.bigquery import StartError, _patched
+from service.local.bigquery_inserts import _layout
 from transforms import bigquery_tables
-from transforms.bigquery_rows import TableRef
+from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, TableRef
 
 SIGNINS = TableRef("signin-local", "user_signin", "signins")
 DEAD_LETTERS = TableRef("signin-local", "user_signin", "dead_letters")
@@ -111,6 +114,53 @@ def test_a_row_that_does_not_fit_is_named_and_the_others_are_inserted(server: Se
     query = "SELECT COUNT(*) AS n FROM user_signin.signins WHERE userid = 'partial'"
     (found,) = server.client.query_and_wait(query, wait_timeout=10)
     assert found.n == 2
+
+
+ROWS_OF_EVERY_KIND = [
+    {"userid": "kinds", "date": "2026-01-02T03:04:05.000006Z"},
+    {"userid": "kinds", "date": "0001-01-01T00:00:00Z", "event_id": None, "attributes": []},
+    {"userid": "kinds", "date": "9999-12-31T23:59:59.999999Z", "attributes": None, "unknown": 1},
+    {"userid": "kinds \u00fc \U0001f600", "date": "2026-01-02T03:04:05+05:30", "event_id": ""},
+    {
+        "userid": "kinds",
+        "date": "2026-01-02T03:04:05Z",
+        "attributes": [{"key": "a", "value": "1"}, {"key": "b"}],
+    },
+    {"userid": "kinds", "date": "2026-01-02T03:04:05Z", "published_at": "2026-01-02T03:04:05.678Z"},
+]
+KINDS = """SELECT userid, date, event_id, published_at, ARRAY_LENGTH(attributes) AS pairs, attributes
+    FROM user_signin.signins WHERE STARTS_WITH(userid, 'kinds') ORDER BY date, event_id, published_at"""
+
+
+def test_rows_that_enter_in_bulk_are_those_that_enter_one_by_one(server: Server) -> None:
+    def found_after(*others: dict[str, Any]) -> list[Any]:
+        rows = [{"json": row} for row in (*ROWS_OF_EVERY_KIND, *others)]
+        refused = server.insert([], rows=rows).json()["insertErrors"]
+        assert [error["index"] for error in refused] == [len(ROWS_OF_EVERY_KIND)] * len(others)
+        found = [tuple(row.values()) for row in server.client.query_and_wait(KINDS, wait_timeout=10)]
+        server.client.query_and_wait("DELETE FROM user_signin.signins WHERE TRUE", wait_timeout=10)
+        return found
+
+    in_bulk = found_after()
+    assert len(in_bulk) == len(ROWS_OF_EVERY_KIND)
+    # What does not fit makes the server look at every row by itself.
+    assert in_bulk == found_after({"userid": "kinds", "date": "yesterday"})
+
+
+def test_a_dead_letter_keeps_its_bytes(server: Server) -> None:
+    letter = {"failed_at": "2026-01-02T03:04:05Z", "stage": "decode", "reason": "invalid_json"}
+    rows = [letter | {"payload": base64.b64encode(bytes(range(256))).decode()}, letter | {"payload": "?"}]
+    refused = server.client.insert_rows_json(str(DEAD_LETTERS), rows, skip_invalid_rows=True, timeout=10)
+    assert [error["index"] for error in refused] == [1]
+    query = "SELECT payload FROM user_signin.dead_letters WHERE reason = 'invalid_json'"
+    (found,) = server.client.query_and_wait(query, wait_timeout=10)
+    assert found.payload == bytes(range(256))
+
+
+@pytest.mark.parametrize("schema", [SIGNIN_SCHEMA, DEAD_LETTER_SCHEMA])
+def test_rows_of_our_tables_enter_in_bulk(schema: list[dict[str, Any]]) -> None:
+    fields = TableSchema.model_validate({"fields": schema}).fields
+    assert _layout(fields).read(b'{"rows": [{"json": {}}, {"json": {}}]}').num_rows == 2
 
 
 def test_inserts_queries_and_plain_reads_at_once_neither_block_nor_fail(server: Server) -> None:

@@ -26,6 +26,20 @@ async def test_counters_come_committed_and_tentative(client):
     assert await client.counters(job.id) == {("parsed", ""): 5, ("parsed", "true"): 5}
 
 
+async def test_a_distribution_comes_whole_and_in_four_numbers(client):
+    job = await client.launch_running("timed", timed="yes")
+    told = [m for m in await client.all_metrics(job.id) if m.name.name.startswith("age")]
+    committed = [metric for metric in told if "tentative" not in metric.name.context]
+    assert len(told) == 2 * len(committed) == 10
+    whole, *parts = committed
+    assert whole.kind == "Distribution"
+    assert dict(whole.name.context) == {"namespace": "signin", "step": "Write"}
+    assert dict(whole.distribution) == {"count": 2, "sum": 30, "min": 10, "max": 20, "mean": 15}
+    assert whole.scalar is None
+    numbers = {metric.name.name: metric.scalar for metric in parts}
+    assert numbers == {"age_COUNT": 2, "age_MIN": 10, "age_MAX": 20, "age_MEAN": 15}
+
+
 async def test_messages_are_ranked_paged_and_cut_by_time(client):
     job = await client.launch("failing-job", fail="1")
     await client.until(job.id, "FAILED")

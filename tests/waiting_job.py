@@ -19,11 +19,11 @@ def say(**members):
 
 
 def counters(value):
+    ages = {"count": value, "sum": 10 * value, "min": 10 - value, "max": 10 + value}
     steps = ("Decode", "Write")
-    say(
-        event="metrics",
-        counters=[{"namespace": "signin", "name": "rows", "step": step, "value": value} for step in steps],
-    )
+    told = [{"namespace": "signin", "name": "rows", "step": step, "value": value} for step in steps]
+    told += [{"namespace": "signin", "name": "age", "step": step, "value": ages} for step in steps]
+    say(event="metrics", counters=told)
 
 
 def main():

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import TimestampedValue
+from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from pipeline.pubsub_source import RawMessage
 
-# The embedded worker runs in this process, on the thread that started the run, one run at a time.
-_leased: list[Any] = []
+# The embedded worker runs in this process, on the thread that started the run.
+_run = threading.local()
 
 
 def lease(messages: Sequence[Any]) -> None:
-    """Makes these raw protobuf `PubsubMessage`s the elements of the next run."""
-    _leased[:] = messages
+    """Makes these raw protobuf `PubsubMessage`s the elements of this thread's next run."""
+    _run.messages = messages
 
 
 def leased() -> Sequence[Any]:
-    """The elements of the run that is under way."""
-    return _leased
+    """The elements of the run that is under way on this thread."""
+    return getattr(_run, "messages", ())
 
 
 class ReadLeasedMessages(beam.PTransform):  # type: ignore[misc]
@@ -44,14 +45,15 @@ class _EmitFn(beam.DoFn):  # type: ignore[misc]
         self._attribute = timestamp_attribute
 
     def process(self, _: bytes) -> Iterator[Any]:
-        previous, timestamp = None, Timestamp(0)
-        for message in _leased:
+        previous, stamped = None, GlobalWindows.windowed_value(None)
+        for message in leased():
             named = message.attributes.get(self._attribute) if self._attribute else None
             published = message.publish_time
             key = named or (published.seconds, published.nanos)
             if key != previous:  # the messages of one Publish call share their time
-                previous, timestamp = key, _event_time(named, published)
-            yield TimestampedValue(message, timestamp)
+                previous = key
+                stamped = GlobalWindows.windowed_value(None, _event_time(named, published))
+            yield stamped.with_value(message)  # a TimestampedValue would have its window made anew
 
 
 def _event_time(named: str | None, published: Any) -> Timestamp:

@@ -54,6 +54,7 @@ class Prefetch:
         self._buffer: deque[Delivery] = deque()
         self._messages = 0
         self._bytes = 0
+        self._taken_at = 0.0
         self._stopped = threading.Event()
         self._failure: BaseException | None = None
         self._call: Any = None
@@ -68,17 +69,19 @@ class Prefetch:
         with self._changed:
             self._changed.notify_all()
 
-    def take(self, most: int, wait_until: float, interrupted: Callable[[], bool]) -> list[Any]:
-        """Up to `most` messages (one delivery at least), not waiting beyond `wait_until` for a full batch.
+    def take(self, most: int, linger_seconds: float, interrupted: Callable[[], bool]) -> list[Any]:
+        """Up to `most` messages, one delivery at least.
 
-        Waits for the first without limit; empty only when `interrupted`. Raises what ended the pulling.
+        Waits for the first without limit, and for a full batch until so long after the last take, whoever
+        took; empty only when `interrupted`. Raises what ended the pulling.
         """
         with self._changed:
             while not interrupted():
                 if self._failure:
                     raise self._failure
-                left = wait_until - time.monotonic()
+                left = self._taken_at + linger_seconds - time.monotonic()
                 if self._messages and (self._messages >= most or left <= 0):
+                    self._taken_at = time.monotonic()
                     return self._pop(most)
                 self._changed.wait(left if self._messages else None)
         return []

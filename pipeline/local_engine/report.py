@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
 
-from pipeline.local_engine.runs import CounterKey
+from pipeline.local_engine.runs import Counted, CounterKey, Distribution
 
 NAMESPACE = "local_engine"
 
 
 class Report:
-    """The engine's state, errors and counters. Thread-safe. Counters are sums since the start."""
+    """The engine's state, errors and counters. Thread-safe. Counters and distributions begin at the start."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
-        self._counters: Counter[CounterKey] = Counter()
+        self._counted: dict[CounterKey, int | Distribution] = {}
         self._changed = False
 
     def state(self, state: str) -> None:
@@ -38,10 +38,17 @@ class Report:
         """Adds to one of the engine's own counters."""
         self.add({CounterKey(NAMESPACE, name, ""): number})
 
-    def add(self, counters: Mapping[CounterKey, int]) -> None:
+    def add(self, counted: Counted) -> None:
         """Adds what one successful run counted."""
         with self._lock:
-            self._counters.update(counters)
+            for key, value in counted.items():
+                before = self._counted.get(key)
+                if isinstance(value, Distribution):
+                    self._counted[key] = (
+                        before.with_values_of(value) if isinstance(before, Distribution) else value
+                    )
+                else:
+                    self._counted[key] = value + (before if isinstance(before, int) else 0)
             self._changed = True
 
     def metrics(self) -> None:
@@ -50,7 +57,10 @@ class Report:
             if not self._changed:
                 return
             self._changed = False
-            counters = [{**key._asdict(), "value": value} for key, value in self._counters.items()]
+            counters = [
+                {**key._asdict(), "value": asdict(value) if isinstance(value, Distribution) else value}
+                for key, value in self._counted.items()
+            ]
         self._write({"event": "metrics", "counters": counters})
 
     def _write(self, event: dict[str, Any]) -> None:

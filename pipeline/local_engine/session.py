@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from pipeline.local_engine.subscriber import Subscriber, SubscriptionError, open
 from pipeline.options import SigninOptions, Source
 
 METRICS_SECONDS = 0.5
+GARBAGE_OBJECTS = 50_000  # that are made before the youngest are looked through; Python's own bound is 700
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Session:
         """Runs until a signal or a failure: 0 drained, 1 failed. A cancel leaves the process, with 130."""
         runs = GraphRuns(self._build, self._options)
         self._report.graph(runs.transforms)
+        _collect_seldom()
         self._signals.something_is_held()
         with open_channel() as channel:
             try:
@@ -110,3 +113,13 @@ class Session:
             _log.error("The engine failed", exc_info=self._failure)
         self._report.error(f"{type(self._failure).__name__}: {self._failure}"[:1000])
         return 1
+
+
+def _collect_seldom() -> None:
+    """Keeps the garbage collector from walking through all of Beam again and again.
+
+    Tens of thousands of messages come and go, each an object that it counts, none of them in a cycle.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS, 3, 3)

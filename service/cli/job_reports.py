@@ -89,6 +89,9 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     for label, value, unit in facts:
         shown = "-" if value is None else f"{value:,.1f}".removesuffix(".0") + f" {unit}"
         out.print(f"  [dim]{label:<16}[/]{shown}", highlight=False)
+    for name, one in sorted((metrics["distributions"] or {}).items()):
+        values = f"mean {one['mean']:,.1f}, {one['min']:,.0f} to {one['max']:,.0f}, {one['count']:,} values"
+        out.print(f"  [dim]{name:<26}[/]{values}", highlight=False)
     if drain:
         deadline = (
             f", due {drain['deadline_at']}, then {drain['on_deadline']}" if drain["deadline_at"] else ""

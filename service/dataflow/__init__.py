@@ -12,6 +12,7 @@ from service.dataflow.failures import (
 from service.dataflow.launches import LAUNCH_TOKEN_LABEL, Launch
 from service.dataflow.sightings import (
     IMPORTANCES,
+    Distribution,
     Importance,
     MessagePage,
     SeenJob,
@@ -20,6 +21,7 @@ from service.dataflow.sightings import (
     SeenMetrics,
     SeenScaling,
     user_counters,
+    user_distributions,
 )
 from service.dataflow.verbs import CONNECT_SECONDS, Dataflow
 
@@ -29,6 +31,7 @@ __all__ = [
     "LAUNCH_TOKEN_LABEL",
     "Dataflow",
     "DataflowError",
+    "Distribution",
     "Importance",
     "Launch",
     "MessagePage",
@@ -44,4 +47,5 @@ __all__ = [
     "UnavailableError",
     "cause_of",
     "user_counters",
+    "user_distributions",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 STATE_PREFIX = "JOB_STATE_"
+_PARTS_OF_A_DISTRIBUTION = ("_COUNT", "_MIN", "_MAX", "_MEAN")  # behind its name; so Beam too drops them
 _IMPORTANCE_PREFIX = "JOB_MESSAGE_"
 Importance = Literal["DEBUG", "DETAILED", "BASIC", "WARNING", "ERROR"]
 # From the least grave to the gravest; the numbers of Dataflow's enum are not in this order.
@@ -70,7 +72,7 @@ class SeenMetric:
 
     `origin` is `user` for the counters of the job's own code and `dataflow/v1b3` for the system's;
     `original_name` is the system's name where `name` is a copy made for one step. `value` is a number
-    where the metric is one; for a distribution `parts` holds count, sum, min, max and mean.
+    where the metric is one; of a distribution `parts` holds count, min, max and mean, and mostly the sum.
     """
 
     name: str
@@ -152,12 +154,51 @@ def committed_metrics(answer: Any) -> SeenMetrics:
 
 
 def user_counters(metrics: Iterable[SeenMetric]) -> dict[str, int]:
-    """Sums of the job's own counters by name, over all steps."""
+    """Sums of the job's own counters by name, over all steps.
+
+    Dataflow gives the parts of a distribution once more as numbers of their own, which are no counters.
+    """
     sums: dict[str, int] = {}
     for metric in metrics:
-        if metric.origin == "user" and metric.value is not None:
+        is_part = metric.name.endswith(_PARTS_OF_A_DISTRIBUTION)
+        if metric.origin == "user" and metric.value is not None and not is_part:
             sums[metric.name] = sums.get(metric.name, 0) + int(metric.value)
     return sums
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What is known of the values of a distribution."""
+
+    count: int
+    sum: float
+    min: float
+    max: float
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count
+
+
+def user_distributions(metrics: Iterable[SeenMetric]) -> dict[str, Distribution]:
+    """The distributions of the job's own code by name, over all steps; those without values are left out."""
+    found: dict[str, Distribution] = {}
+    for metric in metrics:
+        parts = metric.parts
+        if metric.origin != "user" or not parts.keys() >= {"count", "min", "max"} or parts["count"] < 1:
+            continue
+        total = parts.get("sum", parts["count"] * parts.get("mean", math.nan))
+        if math.isnan(total):
+            continue
+        one = Distribution(int(parts["count"]), total, parts["min"], parts["max"])
+        before = found.get(metric.name)
+        found[metric.name] = _together(before, one) if before else one
+    return found
+
+
+def _together(one: Distribution, other: Distribution) -> Distribution:
+    least, most = min(one.min, other.min), max(one.max, other.max)
+    return Distribution(one.count + other.count, one.sum + other.sum, least, most)
 
 
 def _metric(metric: Any) -> SeenMetric:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 
+from service.local.asgi import MAX_INSERT_BYTES, App, Message, Receive, Scope, Send, answer, read_body, replay
 from service.local.faults import Fault, FaultSwitch
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 FAULTS_PATH = "/signin/faults"
 _MAX_FAULTS_BYTES = 64 * 1024
-_MAX_INSERT_BYTES = 16_000_000
 _METHODS = (
     "cancel",
     "data",
@@ -108,11 +101,11 @@ class FaultMiddleware:
             message = "injected by the fault switch"
             errors = [{"reason": fault.reason, "message": message}] if fault.reason else []
             error = {"code": int(fault.code), "message": message, "errors": errors}
-            await _answer(send, int(fault.code), {"error": error})
+            await answer(send, int(fault.code), {"error": error})
 
     async def _refuse(self, text: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the rows on that do not contain the text, and answers that the others are invalid."""
-        request = msgspec.json.decode(await _body(receive, _MAX_INSERT_BYTES))
+        request = msgspec.json.decode(await read_body(receive, MAX_INSERT_BYTES))
         encode = msgspec.json.encode
         bad = [index for index, row in enumerate(request["rows"]) if text in encode(row["json"])]
         good = [row for index, row in enumerate(request["rows"]) if index not in set(bad)]
@@ -122,29 +115,30 @@ class FaultMiddleware:
                 (name, str(len(body)).encode() if name == b"content-length" else value)
                 for name, value in scope["headers"]
             ]
-            answer: list[Message] = []
+            taken: list[Message] = []
 
             async def keep(message: Message) -> None:
-                answer.append(message)
+                taken.append(message)
 
-            await self._app({**scope, "headers": headers}, _replay(body), keep)
-            if answer[0]["status"] != 200:  # the good rows were not taken either
-                for message in answer:
+            await self._app({**scope, "headers": headers}, replay(body), keep)
+            if taken[0]["status"] != 200:  # the good rows were not taken either
+                for message in taken:
                     await send(message)
                 return
         error = {"reason": "invalid", "message": "injected by the fault switch"}
-        await _answer(send, 200, {"insertErrors": [{"index": index, "errors": [error]} for index in bad]})
+        await answer(send, 200, {"insertErrors": [{"index": index, "errors": [error]} for index in bad]})
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
-            await _answer(send, 200, dict(self.switch.calls))
+            await answer(send, 200, dict(self.switch.calls))
             return
         try:
-            self.switch.set(msgspec.json.decode(await _body(receive), type=list[HttpFault]))
+            body = await read_body(receive, _MAX_FAULTS_BYTES)
+            self.switch.set(msgspec.json.decode(body, type=list[HttpFault]))
         except (msgspec.MsgspecError, ValueError) as error:
-            await _answer(send, 400, {"error": {"code": 400, "message": str(error), "errors": []}})
+            await answer(send, 400, {"error": {"code": 400, "message": str(error), "errors": []}})
         else:
-            await _answer(send, 200, {})
+            await answer(send, 200, {})
 
 
 def set_http_faults(url: str, faults: Iterable[Fault], *, deadline_seconds: float = 5.0) -> None:
@@ -156,10 +150,10 @@ def set_http_faults(url: str, faults: Iterable[Fault], *, deadline_seconds: floa
 
     body = msgspec.json.encode(list(faults))
     base = url if "://" in url else f"http://{url}"
-    answer = httpx.post(base.rstrip("/") + FAULTS_PATH, content=body, timeout=deadline_seconds)
-    if answer.status_code == httpx.codes.BAD_REQUEST:
-        raise ValueError(answer.json()["error"]["message"])
-    answer.raise_for_status()
+    told = httpx.post(base.rstrip("/") + FAULTS_PATH, content=body, timeout=deadline_seconds)
+    if told.status_code == httpx.codes.BAD_REQUEST:
+        raise ValueError(told.json()["error"]["message"])
+    told.raise_for_status()
 
 
 def _method(path: str) -> str:
@@ -170,29 +164,3 @@ def _method(path: str) -> str:
 
 async def _discard(_: Message) -> None:
     """Takes an answer that the caller shall not see."""
-
-
-async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
-
-
-def _replay(body: bytes) -> Receive:
-    """A request whose body is these bytes."""
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> Message:
-        return next(messages, {"type": "http.disconnect"})
-
-    return receive
-
-
-async def _body(receive: Receive, most: int = _MAX_FAULTS_BYTES) -> bytes:
-    parts: list[bytes] = []
-    while sum(map(len, parts)) <= most:
-        message = await receive()
-        parts.append(bytes(message.get("body", b"")))
-        if not message.get("more_body"):
-            return b"".join(parts)
-    raise ValueError(f"the body is longer than {most} bytes")

@@ -23,11 +23,25 @@ EXIT_GRACE_SECONDS = 10.0  # from the word DRAINED to the end of the process
 LAST_LINES = 20
 
 
+class Distribution(msgspec.Struct, frozen=True):
+    """A Beam distribution: how many values there were, their sum, the least and the greatest."""
+
+    count: int
+    sum: int
+    min: int
+    max: int
+
+    def with_values_of(self, other: Distribution) -> Distribution:
+        """The distribution of both's values."""
+        least, most = min(self.min, other.min), max(self.max, other.max)
+        return Distribution(self.count + other.count, self.sum + other.sum, least, most)
+
+
 class Counter(msgspec.Struct, frozen=True):
-    """A Beam counter as the child tells it; the value is the sum since the child began."""
+    """A Beam counter or distribution as the child tells it, of all that was since the child began."""
 
     name: str
-    value: float
+    value: float | Distribution
     namespace: str = ""
     step: str = ""
 

@@ -12,7 +12,7 @@ import msgspec
 from google.cloud import dataflow_v1beta3 as df
 
 from service.local.log_lines import Level
-from service.local.supervisor import Counter
+from service.local.supervisor import Counter, Distribution
 
 State = df.JobState
 Importance = df.JobMessageImportance
@@ -78,12 +78,12 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """A counter summed over all workers that the job has had."""
+    """A counter or a distribution over all workers that the job has had."""
 
     namespace: str
     name: str
     step: str
-    value: float
+    value: float | Distribution
     time: dt.datetime
 
 
@@ -121,7 +121,7 @@ class LocalJob:
         self.changed = True
         self.doom = ""
         self._next_message = self.messages[-1].number + 1 if self.messages else 0
-        self._earlier: dict[tuple[str, str, str], float] = {}
+        self._earlier: dict[tuple[str, str, str], float | Distribution] = {}
 
     @property
     def id(self) -> str:
@@ -187,7 +187,7 @@ class LocalJob:
         """Takes the counters of the present worker."""
         for counter in counters:
             key = (counter.step, counter.namespace, counter.name)
-            value = self._earlier.get(key, 0) + counter.value
+            value = _sum(self._earlier.get(key), counter.value)
             if key not in self.metrics or self.metrics[key].value != value:
                 self.metrics[key] = Metric(counter.namespace, counter.name, counter.step, value, now())
                 self.changed = True
@@ -195,6 +195,12 @@ class LocalJob:
     def said_line(self, text: str, level: Level) -> None:
         """Takes a line of the worker's log as a job message."""
         self.tell(text, _IMPORTANCE[level])
+
+
+def _sum(earlier: float | Distribution | None, value: float | Distribution) -> float | Distribution:
+    if isinstance(value, Distribution):
+        return earlier.with_values_of(value) if isinstance(earlier, Distribution) else value
+    return value + (earlier if isinstance(earlier, int | float) else 0)
 
 
 def new_job(number: int, project: str, region: str, launch: Any) -> LocalJob:
