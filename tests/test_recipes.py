@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from service import db
 from service.auth import scopes
 from service.config import sources
 from service.config.variables import KNOWN
+from service.db import database, engines
 from service.workers import END_SECONDS
 from tests.dockerfile import all_instructions, health_command, read_stages, variables
 from tests.recipes import files
@@ -164,7 +164,7 @@ def test_a_service_of_compose_has_no_root_and_nothing_to_write_to_but_what_is_na
 
 def test_compose_leaves_this_machine_nowhere_and_keeps_the_stack_on_loopback():
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
-    assert ports == ["127.0.0.1:${SIGNIN_PUBLISHED_PORT:-8080}:8080"]
+    assert ports == ["127.0.0.1:${SIGNIN_PUBLISHED_ON:-8080}:8080"]
     together = {name for name, service in SERVICES.items() if service.get("network_mode") == "service:stack"}
     assert together == {"replica-1", "replica-2", "balancer"}
     caddy = (files.DEPLOY / "compose/Caddyfile").read_text()
@@ -257,7 +257,8 @@ def test_a_variable_of_the_cloud_run_files_is_told_of():
 
 
 def test_the_database_has_a_connection_for_each_that_the_service_may_hold():
-    each = db.POOL_SIZE + db.POOL_OVERFLOW + db._COMMITTING["pool_size"] + db._COMMITTING["max_overflow"]
+    committing = database._COMMITTING["pool_size"] + database._COMMITTING["max_overflow"]
+    each = engines.POOL_SIZE + engines.POOL_OVERFLOW + committing
     assert f"var.max_instances * {each} + 20" in TERRAFORM["database.tf"]
     assert f"up to {each} connections" in (files.KUBERNETES / "autoscaler.yaml").read_text()
     assert f"may hold {each} connections" in TERRAFORM["variables.tf"]

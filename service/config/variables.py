@@ -18,7 +18,7 @@ OTHERS = {
     "SIGNIN_API_KEY_FILE": "File with that key",
     "SIGNIN_SERVICE_IMAGE": "Image of the service in compose.yaml",
     "SIGNIN_LOCAL_IMAGE": "Image of the local stack in compose.yaml",
-    "SIGNIN_PUBLISHED_PORT": "Port of this machine at which compose.yaml answers",
+    "SIGNIN_PUBLISHED_ON": "Port of this machine at which compose.yaml answers",
     "SIGNIN_SECRETS": "Directory of the secret files of compose.yaml",
     "SIGNIN_JOB_ID": "Set by the local Dataflow for each job that it runs",
 }
