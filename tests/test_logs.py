@@ -15,6 +15,15 @@ from transforms.trace_context import current_traceparent
 
 
 @pytest.fixture(autouse=True)
+def outside_of_any_request():
+    # What a fixture asked the service may have left its place in this context.
+    tokens = logs.current_request_id.set(""), current_traceparent.set("")
+    yield
+    logs.current_request_id.reset(tokens[0])
+    current_traceparent.reset(tokens[1])
+
+
+@pytest.fixture(autouse=True)
 def loggers_as_before():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
