@@ -182,12 +182,10 @@ async def _require_credentials(clients: Clients) -> None:
 
 
 def _begin_warm_up(clients: Clients, database: Database, lifetime: health.Lifetime) -> asyncio.Task[None]:
-    warm_up = asyncio.create_task(_warm_up(clients, database), name="warm-up")
-    warm_up.add_done_callback(lambda _: lifetime.warmed_up())
-    return warm_up
+    return asyncio.create_task(_warm_up(clients, database, lifetime), name="warm-up")
 
 
-async def _warm_up(clients: Clients, database: Database) -> None:
+async def _warm_up(clients: Clients, database: Database, lifetime: health.Lifetime) -> None:
     """What can wait until the service answers: Google's libraries, which the first event needs, and a look
     at the schema, of which the log is told where it is not this program's own.
     """
@@ -199,6 +197,8 @@ async def _warm_up(clients: Clients, database: Database) -> None:
         gc.freeze()
     except Exception:  # the next call meets the same error and tells it to its caller
         log.exception("Google's client libraries could not be prepared")
+    finally:
+        lifetime.warmed_up()  # the database is no part of the start
     with suppress(DatabaseUnavailableError):
         fit = await database.fit()
         if fit.kind != "current":

@@ -57,7 +57,9 @@ class JobMeters:
             try:
                 async with asyncio.timeout(DEADLINE_SECONDS):
                     found[job.id] = job, await self._telemetry.metrics(job, lineage.attempt, utc_now())
-            except TimeoutError:
+            except Exception as error:  # of one job; the others are asked about all the same
+                if not isinstance(error, TimeoutError):
+                    log.exception("the metrics of the job %s could not be looked at", job.id)
                 if before := self._views.get(job.id):
                     found[job.id] = job, before[1].model_copy(update={"stale": True})
         self._views = found if self._watch.is_mine else {}

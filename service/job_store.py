@@ -196,6 +196,13 @@ async def ended_since(session: AsyncSession, since: datetime) -> list[str]:
     return [state for state, at in (await session.exec(newest)).all() if at and at >= since]
 
 
+async def ended_since_launch(session: AsyncSession, since: datetime) -> dict[str, str]:
+    """The states of the jobs launched since the moment that have ended, by id; a thousand at most."""
+    ended = select(Job.id, Job.state).where(col(Job.created_at) >= since, col(Job.ended_at).is_not(None))
+    newest = ended.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(1000)
+    return dict((await session.exec(newest)).all())
+
+
 async def active_on(session: AsyncSession, subscription: str) -> Job | None:
     """An active job that reads the subscription."""
     statement = select(Job).where(col(Job.ended_at).is_(None), col(Job.subscription) == subscription)

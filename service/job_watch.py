@@ -17,6 +17,8 @@ from service.lease import Lease
 from service.metrics import Metrics, families
 from service.models import utc_now
 
+OVERLAP = timedelta(seconds=30)  # clocks of replicas differ, and a launch is committed before its end
+
 
 class JobWatch:
     """What the reconciler saw; its gauges are there while `lease` is held."""
@@ -34,6 +36,8 @@ class JobWatch:
         self._settings = settings
         self._clock = clock
         self._ids: set[str] | None = None
+        self._looked_at = clock()
+        self._brief: set[str] = set()  # jobs that were launched lately, and have ended
         for state in TERMINAL_STATES:  # a rate needs a zero before the one
             metrics.jobs_ended.cell(state)
         metrics.tells(families.LEASE, lambda: int(self.is_mine))
@@ -42,21 +46,25 @@ class JobWatch:
 
     @property
     def is_mine(self) -> bool:
-        return self._lease.token is not None
+        return self._lease.is_held
 
     async def take(self, session: AsyncSession, jobs: Sequence[Lineage]) -> None:
         """Notes the active jobs of a tick, and counts those that have ended since the one before.
 
         Who takes the lease over counts what ended while nobody may have held it: twice rather than never.
         """
+        now = self._clock()
         ids = {lineage.job.id for lineage in jobs}
+        # A launch that is refused is at its end before any tick sees the job.
+        brief = await job_store.ended_since_launch(session, self._looked_at - OVERLAP)
         if self._ids is None:
             unseen = self._settings.reconcile_lease_seconds + self._settings.reconcile_interval_seconds
-            ended = await job_store.ended_since(session, self._clock() - timedelta(seconds=unseen))
-        elif gone := self._ids - ids:
-            ended = await job_store.last_states(session, gone)
+            ended = await job_store.ended_since(session, now - timedelta(seconds=unseen))
         else:
-            ended = []
+            gone = self._ids - ids
+            ended = await job_store.last_states(session, gone) if gone else []
+            ended += [brief[each] for each in brief.keys() - self._ids - self._brief]
+        self._looked_at, self._brief = now, set(brief)
         for state in ended:
             self._metrics.jobs_ended.add(state)
         self._ids, self.jobs = ids, list(jobs)

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -46,6 +47,7 @@ class Lease:
         # The end of a host's name is what tells the pods of a deployment apart.
         self.holder = f"{socket.gethostname()[-_HOST_CHARACTERS:]}-{os.getpid()}-{secrets.token_hex(6)}"
         self.token: int | None = None
+        self._taken_at = float("-inf")  # by the monotonic clock
         self._database = database
         self._name = name
         self._seconds = seconds
@@ -53,13 +55,20 @@ class Lease:
 
     async def take(self) -> bool:
         """Takes or renews the lease; False where another holds it. `token` is set while it is held."""
+        began_at = time.monotonic()
         try:
             async with self._database.transaction() as session:
-                now = await self._now(session)
+                now = await self.now(session)
                 self.token = await self._take(session, now, now + timedelta(seconds=self._seconds))
         except sqlalchemy.exc.IntegrityError:
             self.token = None  # another has made the row at the same time
+        self._taken_at = began_at
         return self.token is not None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is held as far as this process can know: what it could not renew has come to its end."""
+        return self.token is not None and time.monotonic() - self._taken_at < self._seconds
 
     async def holds(self, session: AsyncSession) -> bool:
         """Whether nobody has taken the lease since, within the transaction of `session`."""
@@ -77,7 +86,7 @@ class Lease:
         free = update(LeaseRow).where(col(LeaseRow.name) == self._name, col(LeaseRow.token) == self.token)
         self.token = None
         async with self._database.transaction() as session:
-            await session.exec(free.values(expires_at=await self._now(session)))
+            await session.exec(free.values(expires_at=await self.now(session)))
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -97,7 +106,7 @@ class Lease:
                     log.warning("the lease %s was taken by another replica", self._name)
                     return
 
-    async def _now(self, session: AsyncSession) -> datetime:
+    async def now(self, session: AsyncSession) -> datetime:
         """The database's time; on SQLite this machine's, where all its processes are."""
         if self._clock:
             return self._clock()

@@ -53,11 +53,17 @@ class MetricsExport:
         try:
             while True:
                 await asyncio.sleep(self._interval)
-                await self._send(resource, self._deadline)
+                await self._sent(resource, self._deadline)
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_SECONDS):
-                    await self._send(resource, LAST_SECONDS)
+                    await self._sent(resource, LAST_SECONDS)
+
+    async def _sent(self, resource: Any, deadline_seconds: float) -> None:
+        try:
+            await self._send(resource, deadline_seconds)
+        except Exception:  # the next one is due in any case
+            log.exception("the metrics could not be exported")
 
     async def _send(self, resource: Any, deadline_seconds: float) -> None:
         from service.metrics.exposition import Collected

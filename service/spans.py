@@ -32,7 +32,7 @@ from transforms.trace_context import TRACEPARENT, TRACESTATE, current_traceparen
 
 CLOSE_SECONDS = 2.0
 # They are asked every few seconds, by machines.
-_UNTRACED = frozenset(("/healthz", "/readyz", "/metrics"))
+_UNTRACED = frozenset(("/healthz", "/startupz", "/readyz", "/metrics"))
 _MOST_PATH = 256
 _PUBLISH = "google.pubsub.v1.Publisher/Publish"
 _DATAFLOW = "google.dataflow.v1beta3"

@@ -13,7 +13,7 @@ import apache_beam as beam
 import grpc
 import pytest
 from apache_beam.transforms.userstate import CombiningValueStateSpec
-from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1 import PublisherClient, SubscriberClient, types
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
@@ -487,6 +487,14 @@ def test_without_the_private_names_of_beam_each_batch_builds_a_pipeline(place):
     until(lambda: len(TABLE.rows) == 10)
     place.drain()
     assert place.counter("rows") == 10
+
+
+def test_a_run_whose_read_step_is_on_another_thread_fails_instead_of_losing_its_messages():
+    arguments = ["--project=signin-local", "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
+    runs = GraphRuns(build, parse(arguments))
+    runs.translates_once = False
+    with pytest.raises(Exception, match="on another thread than the run's"):
+        runs.run([types.PubsubMessage.pb()(data=b"1")])
 
 
 class StatefulFn(beam.DoFn):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from service.job_meters import JobMeters
+from service.local.faults import Fault
 from service.local.supervisor import Counter
 from service.metrics import Metrics
 from service.reconciler import Reconciler
@@ -71,6 +72,24 @@ async def test_the_end_of_a_job_is_counted_once_whoever_saw_it_first(world, repl
         await replica.reconciler.tick_alone()
     assert replica.told()["signin_jobs_ended_total", "CANCELLED"] == 1
     assert replica.jobs() == {}
+
+
+async def test_a_launch_that_is_refused_is_counted_though_no_tick_ever_saw_the_job(world, replica):
+    await replica.reconciler.tick_alone()
+    world.fail(Fault(method="LaunchFlexTemplate", code="PERMISSION_DENIED"))
+    answer = await world.http.post("/jobs", json={})
+    assert answer.json()["state"] == "REJECTED"
+    for _ in range(3):
+        await replica.reconciler.tick_alone()
+    assert replica.told()["signin_jobs_ended_total", "REJECTED"] == 1
+
+
+async def test_a_replica_whose_lease_has_run_out_unrenewed_tells_nothing(world, replica, monkeypatch):
+    await replica.reconciler.tick_alone()
+    assert replica.told()["signin_reconciler_lease_held",] == 1
+    later = time.monotonic() + world.settings.reconcile_lease_seconds
+    monkeypatch.setattr("service.lease.time.monotonic", lambda: later)
+    assert replica.told()["signin_reconciler_lease_held",] == 0
 
 
 async def test_a_replica_without_the_lease_tells_nothing_and_counts_what_ended_when_it_takes_over(

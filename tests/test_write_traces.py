@@ -114,6 +114,18 @@ print([name for name in sys.modules if name.startswith("opentelemetry")])
     assert done.stdout == "[]\n"
 
 
+def test_variables_that_no_exporter_takes_do_not_keep_rows_from_being_written(bigquery, monkeypatch, caplog):
+    write_traces.close()
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "9999")  # more than the queue holds
+    try:
+        run_pipeline(messages_of(3), WriteSignins(TABLE, emulator_host=bigquery.url, policy=POLICY))
+    finally:
+        write_traces.close()
+    assert len(bigquery.taken) == 3
+    assert "no traces of what is written" in caplog.text
+
+
 def test_the_endpoint_is_an_option_that_travels_to_the_workers():
     options = parse(["--project", "p-project", "--otlp_endpoint", "http://collector:4318"])
     assert pickle.loads(pickle.dumps(options.traces())) == WriteTraces("", "http://collector:4318")

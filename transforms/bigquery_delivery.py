@@ -22,7 +22,7 @@ class WritePolicy:
 
     max_rows: int = 5_000
     max_bytes: int = 9_000_000
-    max_seconds: float = 1.0  # that a row waits for others of its bundle
+    max_seconds: float = 1.0  # that a row waits for others of its bundle, looked at when a chunk is decoded
     attempts: int = 6
     call_seconds: float = 30.0
     first_pause_seconds: float = 0.5

@@ -8,6 +8,8 @@ looked at.
 from __future__ import annotations
 
 import functools
+import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -99,16 +101,29 @@ def close() -> None:
     for provider in _providers:
         telemetry_export.close(provider, CLOSE_SECONDS)
     _providers.clear()
-    _tracer.cache_clear()
+    _opened.cache_clear()
 
 
 _providers: list[Any] = []
+_log = logging.getLogger(__name__)
+
+
+_opening = threading.Lock()
+
+
+def _tracer(endpoint: str) -> Any | None:
+    """One for each process and receiver, as long as the process lives."""
+    with _opening:  # several batches are written at once
+        return _opened(endpoint)
 
 
 @functools.cache
-def _tracer(endpoint: str) -> Any | None:
-    """One for each process and receiver, as long as the process lives."""
-    provider = telemetry_export.tracer_provider(SERVICE_NAME, endpoint)
+def _opened(endpoint: str) -> Any | None:
+    try:
+        provider = telemetry_export.tracer_provider(SERVICE_NAME, endpoint)
+    except Exception as error:  # noqa: BLE001 - rows are written whatever the variables of traces say
+        _log.warning("There are no traces of what is written: %s", type(error).__name__)
+        return None
     if provider is None:
         return None
     _providers.append(provider)

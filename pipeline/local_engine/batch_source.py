@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -16,14 +17,26 @@ from pipeline.pubsub_source import RawMessage
 _run = threading.local()
 
 
-def lease(messages: Sequence[Any]) -> None:
-    """Makes these raw protobuf `PubsubMessage`s the elements of this thread's next run."""
+@contextmanager
+def lease(messages: Sequence[Any]) -> Iterator[None]:
+    """Makes these raw protobuf `PubsubMessage`s the elements of the runs of this thread within the block."""
     _run.messages = messages
+    try:
+        yield
+    finally:
+        del _run.messages
 
 
 def leased() -> Sequence[Any]:
-    """The elements of the run that is under way on this thread."""
-    return getattr(_run, "messages", ())
+    """The elements of the run that is under way on this thread.
+
+    Raises RuntimeError on a thread that has none: a run without its messages would succeed, and they would be
+    acknowledged unwritten.
+    """
+    messages: Sequence[Any] | None = getattr(_run, "messages", None)
+    if messages is None:
+        raise RuntimeError("Beam runs this step on another thread than the run's: it has no messages here")
+    return messages
 
 
 class ReadLeasedMessages(beam.PTransform):  # type: ignore[misc]

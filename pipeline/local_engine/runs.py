@@ -87,11 +87,8 @@ class GraphRuns:
 
     def run(self, messages: Sequence[Any]) -> Counted:
         """Runs the graph over raw `PubsubMessage`s; returns what Beam counted. Raises what a step raises."""
-        batch_source.lease(messages)
-        try:
+        with batch_source.lease(messages):
             result = self._run_once()
-        finally:
-            batch_source.lease(())
         found = result.metrics().query()
         counted: dict[CounterKey, int | Distribution] = {
             _key(counter.key): counter.committed for counter in found["counters"]

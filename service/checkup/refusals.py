@@ -14,7 +14,7 @@ from service.google_rest import RestError
 
 LOGIN = "gcloud auth application-default login"
 _DISABLED = frozenset({"SERVICE_DISABLED", "accessNotConfigured"})
-_STATUSES = {
+_STATUSES: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "INVALID_ARGUMENT",
     HTTPStatus.UNAUTHORIZED: "UNAUTHENTICATED",
     HTTPStatus.FORBIDDEN: "PERMISSION_DENIED",
@@ -107,5 +107,5 @@ def _of_rest(error: RestError) -> Refusal:
         if detail.reason in _DISABLED:
             api = detail.metadata.get("service", "") or api or "the API"
     away = not error.status or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    status = "UNAVAILABLE" if away else _STATUSES.get(HTTPStatus(error.status), f"HTTP {error.status}")
+    status = "UNAVAILABLE" if away else _STATUSES.get(error.status, f"HTTP {error.status}")
     return Refusal(status, told.message or str(error), api)

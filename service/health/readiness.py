@@ -179,9 +179,10 @@ class Readiness:
 
     async def _check_reconciler(self) -> None:
         self.lease = None
-        now, tick = utc_now(), self._reconciler.last_tick
+        tick = self._reconciler.last_tick
         async with self._database.session() as session:
             row = await self._reconciler.lease.row(session)
+            now = await self._reconciler.lease.now(session)
         if row is None:
             unlooked_since = self._began_at
         else:

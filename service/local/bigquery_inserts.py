@@ -68,8 +68,8 @@ class BulkInserts:
         catalog = self._context.catalog
         staged = f"__insert_all_{uuid4().hex}"
         engine.connection.register(staged, rows)
-        engine.execute("BEGIN")
         try:
+            engine.execute("BEGIN")
             engine.execute(f"INSERT INTO {quoted_table_ref(*names)} SELECT * FROM {staged}")  # noqa: S608
             catalog.update_table(table.model_copy(update={"num_rows": table.num_rows + rows.num_rows}))
             engine.execute("COMMIT")
@@ -77,6 +77,9 @@ class BulkInserts:
             engine.execute("ROLLBACK")
             catalog.update_table(table)
             return False
+        except BaseException:
+            engine.execute("ROLLBACK")
+            raise
         finally:
             engine.connection.unregister(staged)
         return True
