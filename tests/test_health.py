@@ -14,7 +14,7 @@ from service.breaker import Breaker
 from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow
-from service.db import schema
+from service.db import migrate, schema
 from service.health import Readiness
 from service.lease import Lease
 from service.local.dataflow import DataflowServer
@@ -168,12 +168,45 @@ async def test_without_pubsub_the_service_is_degraded_but_takes_sign_ins_and_sho
 async def test_without_a_database_the_service_takes_sign_ins_as_long_as_the_topic_answers(tmp_path):
     url = f"postgresql://nobody@{NOBODY}/nothing"
     async with (
-        pubsub_with_topic(tmp_path, database_url=url) as (_, settings, _reader),
+        pubsub_with_topic(tmp_path, database_url=url, allow_unauthenticated_access=True) as (
+            _,
+            settings,
+            _reader,
+        ),
         serving(settings) as client,
     ):
         response = await client.get("/readyz")
         assert (response.status_code, response.json()["status"]) == (200, "degraded")
         assert response.json()["outbox"] is None
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert (answer.status_code, answer.json()["status"]) == (202, "published")
+
+
+async def test_a_process_that_has_never_read_the_keys_is_not_ready_for_it_lets_nobody_in(tmp_path):
+    url = f"postgresql://nobody@{NOBODY}/nothing"
+    async with (
+        pubsub_with_topic(tmp_path, database_url=url) as (_, settings, _reader),
+        serving(settings) as client,
+    ):
+        problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+        assert "keys: they could not be read since the start" in problem["detail"]
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert_problem(answer, 503, "authentication_unavailable")
+
+
+async def test_a_topic_that_takes_no_events_is_a_cause_though_it_can_be_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", 0.0)
+    async with (
+        pubsub_with_topic(tmp_path, breaker_failures=1) as (server, settings, _),
+        serving(settings) as client,
+    ):
+        migrate(settings)
+        server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert answer.json().get("status") == "spooled", answer.text
+        ready = (await client.get("/readyz")).json()
+        assert ready["status"] == "degraded"
+        assert ready["dependencies"]["pubsub"]["cause"].startswith("Publish fails with UNAVAILABLE")
 
 
 async def test_the_start_is_over_when_the_libraries_are_loaded(tmp_path):

@@ -61,6 +61,12 @@ class Guard:
         self._look_ups = Bucket(LOOK_UPS_PER_SECOND, time.monotonic())
         self.database: Database | None = None
         self._looked_at = time.monotonic()
+        self._has_looked = False
+
+    @property
+    def knows_callers(self) -> bool:
+        """False until the keys were read for the first time, where nobody can come in before."""
+        return self._is_open_to_all or self._has_looked or self._tokens is not None
 
     def keys_age_seconds(self) -> float:
         """Time since it was last known whether the keys of the callers are still good."""
@@ -110,7 +116,7 @@ class Guard:
                     await self._verified.note_use(database)
                     if self._is_open_at_first and not self._keys_exist:
                         self._keys_exist = await key_store.exist(database)
-                    self._looked_at = time.monotonic()
+                    self._looked_at, self._has_looked = time.monotonic(), True
                 except DatabaseUnavailableError as error:
                     log.debug("the keys could not be looked at: %s", error.detail)
                 except Exception:  # the keys that are known stay good for a while, so go on trying
@@ -140,6 +146,7 @@ class Guard:
         async with self._question():
             if self._keys_exist is None:
                 self._keys_exist = await key_store.exist(self.database)
+                self._has_looked = True
 
     async def _recognised(self, mark: bytes, credential: bytes) -> Caller:
         """The caller of a credential that was not seen lately."""

@@ -29,6 +29,7 @@ class EmitReport:
     """What became of the events of one run. `accepted` holds the event ids answered with 2xx."""
 
     accepted: list[str] = field(default_factory=list)
+    spooled: int = 0  # of them, those that wait in the outbox
     failures: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -90,7 +91,9 @@ async def emit_events(
                 if response is None:
                     report.failures["no answer"] += 1
                 elif response.is_success:
-                    report.accepted.append(response.json()["event_id"])
+                    answer = response.json()
+                    report.accepted.append(answer["event_id"])
+                    report.spooled += answer["status"] == "spooled"
                 else:
                     report.failures[problem_sentence(response)] += 1
                 on_answer()
@@ -154,8 +157,9 @@ def emit(
         report = asyncio.run(
             emit_events(base_url, sample_events(count, rate), lambda: progress.advance(task))
         )
+    spooled = f" ({report.spooled:,} of them spooled)" if report.spooled else ""
     out.print(
-        f"{len(report.accepted):,} accepted in {report.seconds:.1f} s, "
+        f"{len(report.accepted):,} accepted{spooled} in {report.seconds:.1f} s, "
         f"{report.events_per_second:,.0f} events/s"
     )
     if report.failures:

@@ -44,8 +44,11 @@ def loadtest(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     ] = 0,
     batch: Annotated[int, typer.Option(min=1, max=1000, help="Events in a request")] = 1,
     warm_up: Annotated[
-        float, typer.Option("--warm-up", min=0, max=600, help="Seconds of load before anything is measured")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            "--warm-up", min=0, max=600, help="Seconds before it is measured; none with --count, else 1"
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds for an answer")] = 10.0,
     allow_remote: Annotated[
         str, typer.Option("--allow-remote", metavar="HOST", help="Load this host, which is not this machine")
@@ -68,6 +71,8 @@ def loadtest(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     """Load the service with sign-ins. The exit code is 1 where a limit is broken or an event is lost."""
     base_url = service_url(url)
     parts = allowed(base_url, allow_remote)
+    if warm_up is None:
+        warm_up = 0.0 if count else 1.0  # who gives a number wants no more events than that
     plan = Plan(concurrency, duration, rate, -(-count // batch), warm_up, timeout)
     if not count and duration + warm_up > MOST_EVENTS / max(rate * batch, 1.0):
         fail(f"that is more than {MOST_EVENTS:,} events: shorten it, or give --count", exit_code=2)

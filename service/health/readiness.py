@@ -158,6 +158,8 @@ class Readiness:
         await self._outbox.require_writable()
 
     async def _check_pubsub(self) -> None:
+        if self._breaker.state != "closed":  # the topic may be looked at, and not be published to
+            raise ConfigError(f"Publish fails with {self._breaker.cause}: sign-ins go to the outbox")
         import grpc.aio  # after the start: it costs 0.1 s
 
         pubsub = await self._clients.pubsub()
