@@ -35,7 +35,7 @@ async def make_key(database_url: str, name: str, *scopes: str) -> keys.NewKey:
     database = Database(Settings(_env_file=None, database_url=database_url))
     try:
         new = keys.generate(name, frozenset(scopes), utc_now(), None)
-        await key_store.insert(database, new.row, utc_now())
+        await key_store.insert(database, new.row, utc_now(), "test")
         return new
     finally:
         await database.close()
@@ -44,7 +44,7 @@ async def make_key(database_url: str, name: str, *scopes: str) -> keys.NewKey:
 async def revoke(database_url: str, key_id: str) -> None:
     database = Database(Settings(_env_file=None, database_url=database_url))
     try:
-        await key_store.revoke(database, key_id, utc_now())
+        await key_store.revoke(database, key_id, utc_now(), "test")
     finally:
         await database.close()
 
