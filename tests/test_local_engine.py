@@ -359,6 +359,24 @@ def test_a_copy_of_a_message_whose_batch_failed_is_not_dropped(place):
     assert TABLE.rows == ["one"]
 
 
+def test_a_copy_that_waits_for_another_batch_is_written_when_that_fails_and_nothing_else_is_held_back(place):
+    place.start(id_label="event_id")
+    TABLE.open.clear()
+    TABLE.failures = 1
+    place.publish("first", event_id="one")
+    assert TABLE.entered.wait(10)
+    place.publish("copy", event_id="one")
+    place.publish("other", event_id="two")
+    TABLE.open.set()
+    until(lambda: len(TABLE.rows) == 2)
+    place.drain()
+    assert len(TABLE.rows) == 2
+    assert "other" in TABLE.rows
+    left = place.waiting()  # the other one of the two, where the drain came before it was tried again
+    assert place.counter("duplicates_dropped") + len(left) == 1
+    assert not set(left) & set(TABLE.rows)
+
+
 def test_ids_are_forgotten_after_the_time_that_dataflow_remembers_them():
     now = [0.0]
     ids = CommittedIds("event_id", clock=lambda: now[0])
