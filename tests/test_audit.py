@@ -59,7 +59,12 @@ async def test_each_act_is_in_the_log_and_in_the_history_with_the_key_s_name_and
     world, tmp_path, records
 ):
     settings = world.settings.model_copy(
-        update={"host": "0.0.0.0", "data_dir": tmp_path, "pubsub_emulator_host": NOBODY}
+        update={
+            "host": "0.0.0.0",
+            "data_dir": tmp_path,
+            "pubsub_emulator_host": NOBODY,
+            "bigquery_emulator_host": f"http://{NOBODY}",  # away, so that the replay waits for its cancel
+        }
     )
     app = create_app(settings)
     async with running(app) as client:
