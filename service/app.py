@@ -132,7 +132,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
         app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker, reconciler)
-        stack.push_async_callback(_ended, _begin_warm_up(clients, database, app.state.lifetime))
+        warm_up = _warm_up(clients, database, app.state.lifetime)
+        stack.push_async_callback(_ended, asyncio.create_task(warm_up, name="warm-up"))
         relay = Relay(topic, outbox, breaker, settings, metrics)
         for work in (
             *(reconciler, relay, metrics, replayer, app.state.guard),
@@ -179,10 +180,6 @@ async def _require_credentials(clients: Clients) -> None:
     except ConfigError as error:
         log.critical("%s", error)
         raise
-
-
-def _begin_warm_up(clients: Clients, database: Database, lifetime: health.Lifetime) -> asyncio.Task[None]:
-    return asyncio.create_task(_warm_up(clients, database, lifetime), name="warm-up")
 
 
 async def _warm_up(clients: Clients, database: Database, lifetime: health.Lifetime) -> None:
