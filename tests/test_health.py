@@ -200,7 +200,7 @@ async def test_a_topic_that_takes_no_events_is_a_cause_though_it_can_be_looked_a
         pubsub_with_topic(tmp_path, breaker_failures=1) as (server, settings, _),
         serving(settings) as client,
     ):
-        migrate(settings)
+        await asyncio.to_thread(migrate, settings)
         server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
         answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
         assert answer.json().get("status") == "spooled", answer.text

@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.signin_samples import load_samples
@@ -118,6 +118,33 @@ def test_a_broken_line_breaks_no_other_and_an_empty_line_counts():
     found = signin_batch.decode_lines(b'\n{"userid": \n\xff\n' + GOOD + b"\n", 1000, LATEST)
     codes = [each.code if isinstance(each, EventError) else None for each in found]
     assert codes == ["empty_body", "invalid_json", "invalid_utf8", None]
+
+
+PIECES = [
+    GOOD,
+    b'{"userid":"1",',
+    b'"date":"2024-05-06"}',
+    b'"',
+    b"{",
+    b"}",
+    b"17",
+    b" ",
+    b"\r",
+    b"\n",
+    b"\n",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map(b"".join))
+@example(GOOD + GOOD + b"\n\n" + GOOD)
+@example(b'{"userid":"1",\n"date":"2024-05-06"}\n' + GOOD + GOOD)
+@example(b'{"userid":"}\n{","date":"2024-05-06"}')
+@example(GOOD + b"\r\n" + GOOD + b"\r\n")
+def test_a_line_is_what_it_is_alone_whatever_stands_on_the_others(body):
+    lines = body.removesuffix(b"\n").split(b"\n")
+    assume(any(line.strip() for line in lines))
+    found = signin_batch.decode_lines(body, 100, LATEST)
+    assert [comparable(each) for each in found] == [alone(line) for line in lines]
 
 
 @pytest.mark.parametrize("decode", [signin_batch.decode_array, signin_batch.decode_lines])
