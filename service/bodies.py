@@ -11,7 +11,7 @@ import asyncio
 import zlib
 from collections.abc import Mapping
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
 from service import connections
@@ -195,6 +195,19 @@ def known_encoding(encoding: bytes) -> bytes:
     if name in (b"", b"identity"):
         return b""
     raise UnsupportedMediaTypeError("The Content-Encoding may be gzip or zstd, or be left out.")
+
+
+def require_plain(headers: Mapping[bytes, bytes]) -> None:
+    """Raises UnsupportedMediaTypeError where a body is packed, for routes that do not unpack it."""
+    if headers.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
+        raise UnsupportedMediaTypeError("Only sign-ins may have a Content-Encoding: send the body as it is.")
+
+
+def require_json(request: Request) -> None:
+    """Raises UnsupportedMediaTypeError; a page of another site cannot send JSON without being asked."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError("Send the body as application/json.")
 
 
 def unpack(data: bytes, encoding: bytes, cap: int) -> bytes:

@@ -36,7 +36,7 @@ def told_as_unavailable() -> Iterator[None]:
     except (*_UNAVAILABLE, sqlalchemy.exc.DatabaseError) as error:
         if not isinstance(error, _UNAVAILABLE) and not _is_known(error.orig):
             raise
-        log.warning("the database cannot be used: %s", type(getattr(error, "orig", None) or error).__name__)
+        log.warning("the database cannot be used: %s", _named(error))
         log.debug("the database's own error", exc_info=error)
         detail = "The metadata database did not answer."
         if _lacks_tables(error):
@@ -51,6 +51,15 @@ def was_never_made(error: DatabaseUnavailableError) -> bool:
     cause = error.__cause__
     code = getattr(getattr(cause, "orig", None), "sqlite_errorcode", 0) & 0xFF
     return isinstance(cause, Exception) and (code == sqlite3.SQLITE_CANTOPEN or _lacks_tables(cause))
+
+
+def _named(error: Exception) -> str:
+    """The kind of a failure in its database's own names, without values and addresses."""
+    cause = getattr(error, "orig", None) or error
+    name = getattr(cause, "sqlite_errorname", None)
+    if hasattr(cause, "sqlstate"):  # psycopg's, which only PostgreSQL loads
+        name = f"SQLSTATE {cause.sqlstate}" if cause.sqlstate else "no connection"
+    return f"{type(cause).__name__} ({name})" if name else type(cause).__name__
 
 
 def _is_known(cause: BaseException | None) -> bool:

@@ -24,7 +24,7 @@ from service import answer_headers, connections, problems
 from service.answer_headers import Headers
 from service.audit import Audit
 from service.auth import Guard
-from service.bodies import Bodies, Body
+from service.bodies import Bodies, Body, require_plain
 from service.errors import ProblemError, ShuttingDownError
 from service.logs import current_request_id
 from service.metrics import Metrics
@@ -91,6 +91,8 @@ class Edge:
                 receive = body.receive
             endpoint = self._endpoints.get(scope["path"]) if scope["method"] == "POST" else None
             if endpoint is None:
+                if body:
+                    require_plain(headers)
                 await self._app(scope, receive, answer)
             else:
                 await answer.give(await endpoint(Request(scope, receive)), scope, receive)

@@ -8,18 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from rich.console import Console
 
 from service.cli.arrivals import Table
-from service.cli.demo import BROKEN_MESSAGES, Arrival, look
-from service.cli.emit import EmitReport
-from service.cli.rows import preview
-from service.cli.terminal import cell
+from service.cli.demo import BROKEN_MESSAGES
 from service.config import Settings
 from service.load.signins import PUBLISHED, REFUSED, UNKNOWN, Signins
 from service.local.faults import Fault
@@ -70,6 +65,8 @@ def test_a_job_is_launched_shown_fed_and_drained_from_the_command_line(up):
     assert "Dead letters" in run("rows", "--dead-letters")
     load_and_count(up, run)
     assert job_id in run("jobs", "list", "--active")
+    piped = signin("jobs", "list", cwd=up.directory, COLUMNS="").stdout.splitlines()
+    assert [job_id in line and "by-hand" in line and "RUNNING" in line for line in piped].count(True) == 1
     until(lambda: "signins_parsed" in run("jobs", "show", job_id))
     assert "DRAINED" in run("jobs", "drain", job_id, "--wait", "40")
     assert job_id not in run("jobs", "list", "--active")
@@ -292,46 +289,26 @@ def test_the_demo_accounts_for_every_message_and_ends_with_code_0(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Tables:
-    """What `look` reads, with the answer given."""
+def test_a_load_that_is_cut_off_tells_what_became_of_it(up):
+    def published():
+        return re.search(r'published"\} ([0-9.]+)', httpx.get(up.url + "/metrics", timeout=30).text)[1]
 
-    def __init__(self, ids, reasons):
-        self.event_ids = lambda: ids
-        self.dead_letter_reasons = lambda: reasons
-
-
-ALL_REASONS = list(BROKEN_MESSAGES.values())
-
-
-@pytest.mark.parametrize(
-    ("rows", "reasons", "complaint"),
-    [
-        (["a", "b"], ALL_REASONS, ""),
-        (["a"], ALL_REASONS, "1 accepted events are not in the table"),
-        (["a", "b", "b"], ALL_REASONS, "1 rows are there that nobody sent, or twice"),
-        (["a", "b", "c"], ALL_REASONS, "1 rows are there that nobody sent, or twice"),
-        (["a", "b"], ALL_REASONS[1:], "dead letters are"),
-    ],
-)
-def test_the_demo_complains_of_anything_that_is_not_exactly_once(rows, reasons, complaint):
-    arrival = look(Tables(rows, reasons), EmitReport(accepted=["a", "b"]))
-    assert isinstance(arrival, Arrival)
-    assert complaint in arrival.complaint()
-    assert bool(complaint) == bool(arrival.complaint())
-
-
-def test_no_cell_of_a_table_can_be_taken_for_markup_or_break_the_terminal():
-    console = Console(width=80, force_terminal=True, color_system=None)
-    with console.capture() as captured:
-        console.print(cell("[red]x[/red]"))
-    assert captured.get().strip() == "[red]x[/red]"
-    assert "\x1b" not in preview(b"\x1b[2Jgone")
-    assert preview(b"a" * 1000) == "a" * 60 + "…"
-
-
-def test_a_report_counts_events_a_second_over_the_whole_run():
-    report = EmitReport(accepted=["a", "b"], failures=Counter(), seconds=0.5)
-    assert report.events_per_second == 4
+    before = published()
+    sending = subprocess.Popen(
+        [sys.executable, "-m", "service", "emit", "--count", "1000000", "--rate", "50"],
+        cwd=up.directory,
+        env=clean_environment() | {"COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: published() != before)
+    sending.send_signal(signal.SIGINT)
+    told, complaint = sending.communicate(timeout=30)
+    assert sending.returncode == 130
+    assert int(re.match(r"(\d+) accepted in", told)[1]) > 0
+    assert "interrupted" in complaint
 
 
 def test_help_is_quick_enough_to_be_asked_for(tmp_path):

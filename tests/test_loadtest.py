@@ -79,8 +79,14 @@ def test_an_open_loop_keeps_its_rate_and_counts_no_more_than_was_due(served):
 
 
 def test_a_stall_is_felt_by_all_who_would_have_called_meanwhile(served):
+    def accepted():
+        metrics = read(httpx.get(served.url + "/metrics", timeout=30).text)
+        return sum(value for name, value in metrics.items() if name[0] == "signin_events_total")
+
+    before = accepted()
+
     def stall():
-        time.sleep(0.3)
+        until(lambda: accepted() > before)
         served.process.send(signal.SIGSTOP)
         time.sleep(0.5)
         served.process.send(signal.SIGCONT)

@@ -146,14 +146,23 @@ async def test_the_database_knows_whether_its_schema_is_current(empty_database_u
         await database.close()
 
 
-@pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1:9/none", "sqlite:////proc"])
-async def test_a_database_that_is_away_is_told_as_unavailable(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("postgresql://nobody:word@127.0.0.1:9/none", "OperationalError (no connection)"),
+        ("sqlite:////proc", "OperationalError (SQLITE_CANTOPEN"),
+    ],
+)
+async def test_a_database_that_is_away_is_told_as_unavailable_and_its_kind_of_failure_in_the_log(
+    url: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
     database = Database(settings_for(url))
     try:
         with pytest.raises(DatabaseUnavailableError):
             await database.ping()
     finally:
         await database.close()
+    assert f"the database cannot be used: {cause}" in caplog.text
 
 
 async def test_a_missing_schema_is_told_as_unavailable(empty_database_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -28,6 +29,16 @@ def openapi():
 async def test_an_unknown_address_is_a_problem(tmp_path):
     async with serving(settings_for(tmp_path)) as client:
         assert_problem(await client.get("/nothing"), 404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/jobs/adopt", "/dead-letters/replay"])
+async def test_a_body_that_is_packed_for_a_route_that_does_not_unpack_is_refused_as_such(path, tmp_path):
+    async with serving(settings_for(tmp_path)) as client:
+        packed = JSON | {"Content-Encoding": "gzip"}
+        response = await client.post(path, content=gzip.compress(b"{}"), headers=packed)
+        assert "Content-Encoding" in assert_problem(response, 415, "unsupported_media_type")["detail"]
+        plain = JSON | {"Content-Encoding": "identity"}
+        assert (await client.post(path, content=b"[]", headers=plain)).status_code == 422
 
 
 async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(tmp_path):

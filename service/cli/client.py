@@ -92,6 +92,7 @@ def problem_sentence(response: httpx.Response) -> str:
     """What a problem document says, in one line."""
     try:
         problem = response.json()
-        return f"{problem['title']}: {problem['detail']} ({response.status_code} {problem['code']})"
+        said = f"{problem['title']}: {problem['detail']} ({response.status_code} {problem['code']})"
     except (ValueError, KeyError, TypeError):
         return f"the service answered {response.status_code} with no problem document"
+    return f"{said}. SIGNIN_API_KEY is where a key is given." if response.status_code == 401 else said

@@ -73,9 +73,10 @@ async def emit_events(
     base_url: str,
     events: AsyncIterator[dict[str, Any]],
     on_answer: Callable[[], object] = lambda: None,
+    report: EmitReport | None = None,
 ) -> EmitReport:
-    """Posts all events, at most CONCURRENCY at once."""
-    report = EmitReport()
+    """Posts all events, at most CONCURRENCY at once; a given `report` outlives the cancellation of this."""
+    report = report or EmitReport()
     started = time.monotonic()
     shared = _Shared(events)
     tls = ssl.create_default_context()
@@ -98,10 +99,12 @@ async def emit_events(
                     report.failures[problem_sentence(response)] += 1
                 on_answer()
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(CONCURRENCY):
-            group.create_task(worker())
-    report.seconds = time.monotonic() - started
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CONCURRENCY):
+                group.create_task(worker())
+    finally:
+        report.seconds = time.monotonic() - started
     return report
 
 
@@ -152,11 +155,14 @@ def emit(
         event = {"userid": userid, "date": date or datetime.now(UTC).isoformat().replace("+00:00", "Z")}
         asyncio.run(emit_one(base_url, event | ({"event_id": event_id} if event_id else {})))
         return
+    report, interrupted = EmitReport(), False
     with progress_bar() as progress:
         task = progress.add_task("sending", total=count)
-        report = asyncio.run(
-            emit_events(base_url, sample_events(count, rate), lambda: progress.advance(task))
-        )
+        work = emit_events(base_url, sample_events(count, rate), lambda: progress.advance(task), report)
+        try:
+            asyncio.run(work)
+        except KeyboardInterrupt:
+            interrupted = True
     spooled = f" ({report.spooled:,} of them spooled)" if report.spooled else ""
     out.print(
         f"{len(report.accepted):,} accepted{spooled} in {report.seconds:.1f} s, "
@@ -164,6 +170,8 @@ def emit(
     )
     if report.failures:
         fail("; ".join(f"{n:,} x {cause}" for cause, n in report.failures.most_common(5)))
+    if interrupted:
+        fail(f"interrupted; up to {CONCURRENCY} more may have been taken unseen", exit_code=130)
 
 
 async def emit_one(base_url: str, event: dict[str, Any]) -> None:

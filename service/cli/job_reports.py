@@ -36,6 +36,8 @@ def show_job(job: dict[str, Any], *, as_json: bool = False) -> None:
         ("dataflow job", job.get("dataflow_job_id")),
         ("console", job.get("console_url")),
         ("asked for", job.get("requested_state")),
+        ("workers", _workers(job)),
+        ("restarts", _restarts(job)),
         ("created", job.get("created_at")),
         ("observed", job.get("observed_at")),
         ("cause", job.get("cause")),
@@ -126,6 +128,22 @@ def followed(base_url: str, path: str, after: int) -> Iterator[dict[str, Any]]:
         if tries >= FOLLOW_TRIES:
             fail(f"{base_url} has not answered {FOLLOW_TRIES} times")
         time.sleep(FOLLOW_PAUSE_SECONDS if tries > 1 else 0.1)
+
+
+def _workers(job: dict[str, Any]) -> str | None:
+    """The bounds that were asked for while the job ran."""
+    least, most = job.get("min_workers"), job.get("max_workers")
+    if least is None and most is None:
+        return None
+    bounds = " ".join(f"{word} {n}" for word, n in (("from", least), ("to", most)) if n is not None)
+    return f"{bounds}, not taken by Dataflow yet" if job.get("scaling_pending") else bounds
+
+
+def _restarts(job: dict[str, Any]) -> str | None:
+    if job.get("restart_policy") != "on-failure":
+        return None
+    due = f", next at {job['restart_at']}" if job.get("restart_at") else ""
+    return f"{job['restarts']} of {job['restart_limit']}{due}"
 
 
 def _print_fact(label: str, value: object, width: int) -> None:

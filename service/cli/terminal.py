@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,9 @@ from service.errors import ConfigError, ProblemError
 from service.local.process import ServerError
 from service.local.stack import StackError
 
-out = Console()
+# A program that reads a table wants a line for each row; people choose the width of theirs, or COLUMNS.
+_PIPED_WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 1000
+out = Console(width=_PIPED_WIDTH)
 err = Console(stderr=True)
 
 STATE_STYLES = {

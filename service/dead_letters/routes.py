@@ -13,6 +13,7 @@ import sqlalchemy.exc
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.auth import actor
+from service.bodies import require_json
 from service.db import Database
 from service.dead_letters import replay_store
 from service.dead_letters.letters import Position
@@ -67,13 +68,6 @@ def desk(request: Request) -> Desk:
 AtDesk = Annotated[Desk, Depends(desk)]
 PageToken = Annotated[str | None, Query(max_length=256)]
 PageSize = Annotated[int, Query(ge=1, le=200)]
-
-
-def require_json(request: Request) -> None:
-    """Raises UnsupportedMediaTypeError; a page of another site cannot send JSON without being asked."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaTypeError("Send what to replay as application/json.")
 
 
 @router.get(

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service import idempotency, job_store, problems
 from service.auth import actor
+from service.bodies import require_json
 from service.dataflow import RefusedError
 from service.errors import (
     ActionNotAllowedError,
@@ -37,7 +38,6 @@ from service.jobs.desk import (
     answered,
     known,
     require_job_id,
-    require_json,
     require_json_if_any,
 )
 from service.jobs.launch import busy_seconds, invalid_parameters

@@ -11,10 +11,11 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from service import job_store
+from service.bodies import require_json
 from service.config import Settings
 from service.dataflow import Dataflow
 from service.db import Database
-from service.errors import JobNotFoundError, UnsupportedMediaTypeError
+from service.errors import JobNotFoundError
 from service.google_rest import GoogleRest
 from service.idempotency import Answers, idempotency_key
 from service.job_control import JobControl
@@ -68,15 +69,8 @@ AtDesk = Annotated[Desk, Depends(desk)]
 Key = Annotated[str | None, Depends(idempotency_key)]
 
 
-def require_json(request: Request) -> None:
-    """Raises UnsupportedMediaTypeError; a page of another site cannot send JSON without being asked."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaTypeError("Send the body as application/json.")
-
-
 def require_json_if_any(request: Request) -> None:
-    """The same where the body may be left out."""
+    """`require_json` where the body may be left out."""
     headers = request.headers
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
         require_json(request)

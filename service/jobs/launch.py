@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from service import idempotency, job_store, problems
 from service.auth import actor
+from service.bodies import require_json
 from service.dataflow import CONNECT_SECONDS, RefusedError
 from service.errors import (
     BodyTimeoutError,
@@ -28,7 +29,7 @@ from service.idempotency import KeyedRequest, Unfinished
 from service.job_bodies import NewJob
 from service.job_request import new_job, require_parameters
 from service.job_view import JobView
-from service.jobs.desk import AtDesk, Desk, Key, answered, require_json
+from service.jobs.desk import AtDesk, Desk, Key, answered
 from service.models import Job
 from service.pipelines import pipeline_of
 from service.problems import responses

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from service import job_reading
 from service.auth import actor
+from service.bodies import require_json
 from service.dataflow import DataflowError, MissingError, RefusedError, SeenJob
 from service.errors import (
     ActionNotAllowedError,
@@ -23,7 +24,7 @@ from service.errors import (
 )
 from service.job_bodies import Adoption, Region
 from service.job_view import JobView
-from service.jobs.desk import AtDesk, answered, require_json
+from service.jobs.desk import AtDesk, answered
 from service.problems import responses
 
 router = APIRouter(prefix="/jobs")

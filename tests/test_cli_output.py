@@ -1,0 +1,76 @@
+"""What the commands print, of values that are given."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+
+import httpx
+import pytest
+from rich.console import Console
+
+from service.cli.client import problem_sentence
+from service.cli.demo import BROKEN_MESSAGES, Arrival, look
+from service.cli.emit import EmitReport
+from service.cli.job_reports import show_job
+from service.cli.rows import preview
+from service.cli.terminal import cell
+
+
+class Tables:
+    """What `look` reads, with the answer given."""
+
+    def __init__(self, ids, reasons):
+        self.event_ids = lambda: ids
+        self.dead_letter_reasons = lambda: reasons
+
+
+ALL_REASONS = list(BROKEN_MESSAGES.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "reasons", "complaint"),
+    [
+        (["a", "b"], ALL_REASONS, ""),
+        (["a"], ALL_REASONS, "1 accepted events are not in the table"),
+        (["a", "b", "b"], ALL_REASONS, "1 rows are there that nobody sent, or twice"),
+        (["a", "b", "c"], ALL_REASONS, "1 rows are there that nobody sent, or twice"),
+        (["a", "b"], ALL_REASONS[1:], "dead letters are"),
+    ],
+)
+def test_the_demo_complains_of_anything_that_is_not_exactly_once(rows, reasons, complaint):
+    arrival = look(Tables(rows, reasons), EmitReport(accepted=["a", "b"]))
+    assert isinstance(arrival, Arrival)
+    assert complaint in arrival.complaint()
+    assert bool(complaint) == bool(arrival.complaint())
+
+
+def test_a_job_is_shown_with_the_bounds_and_restarts_that_were_asked_for(monkeypatch):
+    console = Console(width=200, record=True, file=io.StringIO())
+    monkeypatch.setattr("service.cli.job_reports.out", console)
+    job = {"id": "j-1", "name": "n", "state": "RUNNING", "restart_policy": "on-failure", "restarts": 2}
+    show_job(job | {"restart_limit": 3, "max_workers": 9, "scaling_pending": True, "restart_at": "noon"})
+    said = console.export_text()
+    assert re.search(r"workers +to 9, not taken by Dataflow yet\n", said)
+    assert re.search(r"restarts +2 of 3, next at noon\n", said)
+
+
+def test_an_answer_without_a_key_names_the_variable_for_it():
+    problem = {"title": "Authentication is required", "detail": "d", "code": "authentication_required"}
+    assert "SIGNIN_API_KEY" in problem_sentence(httpx.Response(401, json=problem))
+    assert "SIGNIN_API_KEY" not in problem_sentence(httpx.Response(403, json=problem))
+
+
+def test_no_cell_of_a_table_can_be_taken_for_markup_or_break_the_terminal():
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(cell("[red]x[/red]"))
+    assert captured.get().strip() == "[red]x[/red]"
+    assert "\x1b" not in preview(b"\x1b[2Jgone")
+    assert preview(b"a" * 1000) == "a" * 60 + "…"
+
+
+def test_a_report_counts_events_a_second_over_the_whole_run():
+    report = EmitReport(accepted=["a", "b"], failures=Counter(), seconds=0.5)
+    assert report.events_per_second == 4
