@@ -123,6 +123,14 @@ def test_a_fault_that_a_server_does_not_have_is_refused_in_its_words(up, argumen
     assert said in refused.stderr
 
 
+def test_a_command_on_another_database_than_the_running_service_says_so(up, tmp_path):
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert "is SIGNIN_DATABASE_URL the same?" not in signin("keys", "list", cwd=up.directory).stderr
+    said = signin("keys", "list", cwd=up.directory, SIGNIN_DATABASE_URL=other).stderr
+    assert f"{up.directory}/.signin/signin.db, and this command works on" in said
+    assert f"{tmp_path}/other.db: is SIGNIN_DATABASE_URL the same?" in said
+
+
 def test_faults_of_dataflow_and_bigquery_hit_what_they_name_until_they_are_cleared(up):
     def fault(*arguments):
         done = signin("local", "faults", *arguments, cwd=up.directory)

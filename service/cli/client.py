@@ -9,10 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from rich.markup import escape
 
-from service.cli.terminal import command, fail, load_settings
-from service.config import Settings, is_loopback
-from service.local.stack import read_running
+from service.cli.terminal import command, err, fail, load_settings
+from service.config import Settings, is_loopback, masked
+from service.local.stack import read_running, running_database
 
 DEADLINE_SECONDS = 60.0
 
@@ -38,6 +39,16 @@ def running_overrides() -> dict[str, str | None]:
         "bigquery_emulator_host": running.get("BIGQUERY_EMULATOR_HOST"),
         "monitoring_endpoint": running.get("SIGNIN_MONITORING_ENDPOINT"),
     }
+
+
+def database_settings() -> Settings:
+    """`running_settings` for commands on the database; says so where the running service has another."""
+    settings = running_settings()
+    ours, theirs = masked(settings.async_database_url), running_database(settings.data_dir)
+    if theirs not in ("", ours):
+        where = f"the service that runs here has its data in {theirs}, and this command works on {ours}"
+        err.print(f"[yellow]{escape(where)}: is SIGNIN_DATABASE_URL the same?[/]", soft_wrap=True)
+    return settings
 
 
 def service_url(url: str | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from service.cli.client import running_settings
+from service.cli.client import database_settings
 from service.cli.terminal import err, fail, out, table_of, told_as_sentences
 from service.config import Settings
 from service.errors import ConfigError
@@ -50,7 +50,7 @@ def create(
             raise ConfigError(f"{name!r} is no name: write 1 to 64 of A-Z a-z 0-9 . _ -")
         allowed = _known(scopes.known, scope)
         lifetime = duration(expires_in)
-        new = asyncio.run(make(running_settings(), name, allowed, lifetime))
+        new = asyncio.run(make(database_settings(), name, allowed, lifetime))
         show_new(new, as_json=as_json)
 
 
@@ -72,7 +72,7 @@ async def make(settings: Settings, name: str, scopes: frozenset[str], lifetime: 
 def list_keys(as_json: Json = False) -> None:
     """List all keys, the newest first; their secrets are nowhere."""
     with told_as_sentences():
-        rows = [facts(row) for row in asyncio.run(everything(running_settings()))]
+        rows = [facts(row) for row in asyncio.run(everything(database_settings()))]
     if as_json:
         print_json(rows)
         return
@@ -92,7 +92,7 @@ async def everything(settings: Settings) -> list[ApiKey]:
 def revoke(key_id: KeyId, as_json: Json = False) -> None:
     """End a key. Running services refuse it within SIGNIN_KEY_REFRESH_SECONDS."""
     with told_as_sentences():
-        row = asyncio.run(end(running_settings(), key_id))
+        row = asyncio.run(end(database_settings(), key_id))
         if as_json:
             print_json(facts(row))
         else:
@@ -123,7 +123,7 @@ def rotate(
         both = duration(overlap)
         if both is None:
             raise ConfigError("--overlap must end: to keep both keys, make another one")
-        new = asyncio.run(turn_over(running_settings(), key_id, both, lifetime))
+        new = asyncio.run(turn_over(database_settings(), key_id, both, lifetime))
         show_new(new, as_json=as_json)
         if not as_json:
             err.print(f"The old key {key_id} stays good for {overlap} at most.", highlight=False)
@@ -155,7 +155,7 @@ def history(
 ) -> None:
     """Tell who made, rotated and revoked keys, the newest first."""
     with told_as_sentences():
-        events = asyncio.run(what_happened(running_settings(), key_id))
+        events = asyncio.run(what_happened(database_settings(), key_id))
     rows = [event.model_dump(include={"at", "key_id", "kind", "actor"}) for event in events]
     if as_json:
         print_json(rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import msgspec
 import typer
 
-from service.cli.client import running_settings
+from service.cli.client import database_settings
 from service.cli.terminal import err, fail, out, table_of, told_as_sentences
 from service.config import Settings
 
@@ -41,7 +41,7 @@ class ExportedEvent(msgspec.Struct, kw_only=True):
 def status() -> None:
     """Show how much waits, since when, and why events are parked."""
     with files_told_as_sentences():
-        asyncio.run(show_status(running_settings()))
+        asyncio.run(show_status(database_settings()))
 
 
 async def show_status(settings: Settings) -> None:
@@ -73,7 +73,7 @@ async def show_status(settings: Settings) -> None:
 def flush() -> None:
     """Publish what waits now. Events that a running service holds at the moment are left to it."""
     with files_told_as_sentences():
-        settings = running_settings()
+        settings = database_settings()
         count = asyncio.run(flush_outbox(settings))
         out.print(f"{count:,} events were published.")
 
@@ -102,7 +102,7 @@ def export_events(
 ) -> None:
     """Write every event as one JSON object a line, the oldest first. The outbox keeps them."""
     with files_told_as_sentences():
-        settings = running_settings()
+        settings = database_settings()
         with file.open("wb") if file != STANDARD_STREAM else standard_output() as target:
             count = asyncio.run(write_events(settings, target))
         err.print(f"{count:,} events were written.")
@@ -132,7 +132,7 @@ def import_events(
 ) -> None:
     """Put the events of an export into the outbox, under their own ids; the service publishes them."""
     with files_told_as_sentences():
-        settings = running_settings()
+        settings = database_settings()
         with file.open("rb") if file != STANDARD_STREAM else standard_input() as source:
             count = asyncio.run(read_events(settings, source))
         err.print(f"{count:,} events are in the outbox.")
@@ -174,7 +174,7 @@ def release(
 ) -> None:
     """Let parked events be published again, once the cause for which they were parked is mended."""
     with files_told_as_sentences():
-        count = asyncio.run(release_events(running_settings(), event_id))
+        count = asyncio.run(release_events(database_settings(), event_id))
         out.print(f"{count:,} events wait again.")
 
 

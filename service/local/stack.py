@@ -15,7 +15,7 @@ from typing import IO, Any
 import grpc
 import grpc.aio
 
-from service.config import Settings
+from service.config import Settings, masked
 from service.local.process import ServerError, ServerProcess
 from transforms import bigquery_tables
 from transforms.bigquery_rows import parse_table
@@ -193,7 +193,8 @@ class Stack:
 
     def _write_record(self) -> None:
         """Tells other terminals where the stack is; the file appears whole or not at all."""
-        record = {"pid": os.getpid(), "environment": self.environment}
+        record: dict[str, Any] = {"pid": os.getpid(), "environment": self.environment}
+        record["database"] = masked(self._settings.async_database_url)
         draft = self._record_path.with_suffix(".tmp")
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -203,14 +204,22 @@ class Stack:
 
 def read_running(data_dir: Path) -> dict[str, str] | None:
     """The environment of the stack that runs on the data directory; None where none has started."""
-    try:
-        with (data_dir / _LOCK_FILE).open() as lock:
-            if _take(lock, fcntl.LOCK_SH):
-                return None
-        environment = json.loads((data_dir / _RECORD_FILE).read_text())["environment"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return {str(name): str(value) for name, value in environment.items()}
+    environment = _read_record(data_dir).get("environment")
+    return environment and {str(name): str(value) for name, value in environment.items()}
+
+
+def running_database(data_dir: Path) -> str:
+    """The masked URL of the database that the service beside the running stack has; empty without them."""
+    record = _read_record(data_dir)
+    return str(record["database"]) if "SIGNIN_URL" in record.get("environment", {}) else ""
+
+
+def _read_record(data_dir: Path) -> dict[str, Any]:
+    """Empty where no stack runs."""
+    with contextlib.suppress(OSError, ValueError), (data_dir / _LOCK_FILE).open() as lock:
+        if not _take(lock, fcntl.LOCK_SH):
+            return json.loads((data_dir / _RECORD_FILE).read_text())  # type: ignore[no-any-return]
+    return {}
 
 
 async def ensure_subscription(address: str, topic: str, subscription: str) -> None:
