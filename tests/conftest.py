@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import bytecode
 
 bytecode.keep()  # before anything is imported that takes time
+# What is run in the background of a script ignores SIGINT, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 from service.config import Settings
 from service.db import Database, migrate

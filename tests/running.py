@@ -16,7 +16,7 @@ import httpx
 from google.pubsub_v1 import types
 
 from service.local.faults import Fault, set_faults
-from service.local.stack import read_running
+from service.local.running import read_running
 from transforms import bigquery_tables
 
 MARK = "MARK_OF_SIGNIN_TESTS"
@@ -98,7 +98,10 @@ class Up:
         """Ends it as Ctrl-C does; returns the exit code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-        return self._process.wait(timeout=40)
+        try:
+            return self._process.wait(timeout=40)
+        finally:
+            self._process.kill()
 
     def left(self):
         return marked(self.mark)

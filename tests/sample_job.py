@@ -15,8 +15,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
+
+from tests.drain_signal import DrainSignal
 
 SLEEPER = "import time; time.sleep(300)"
 
@@ -50,7 +52,7 @@ def prepare(options, drain):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: drain.set())
+        drain.listen()
     if options.grandchild:
         grandchild = subprocess.Popen([sys.executable, "-c", SLEEPER], stdin=subprocess.DEVNULL)
         log(f"INFO grandchild {grandchild.pid}")
@@ -72,7 +74,7 @@ def count_more(options):
 
 def main():
     options = parse()
-    drain = threading.Event()
+    drain = DrainSignal()
     prepare(options, drain)
     if options.graph:
         say(event="graph", transforms=options.graph.split(","))
@@ -100,7 +102,7 @@ def main():
     say(event="metrics", counters=[{"namespace": "signin", "name": "parsed", "step": "Decode", "value": 5}])
     say(event="state", state="DRAINED")
     if options.linger:
-        threading.Event().wait(300)
+        time.sleep(300)
 
 
 if __name__ == "__main__":

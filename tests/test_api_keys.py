@@ -41,15 +41,15 @@ async def test_a_key_that_is_revoked_is_refused_within_the_setting_by_every_proc
             assert (await each.get("/jobs", headers=bearer(key.text))).status_code == 200
         await key_store.revoke(app.state.database, key.row.id, utc_now(), "test")
         # A refresh that was under way, the pause, and the next one; the rest is a busy machine.
-        assert await refused(client, bearer(key.text)) < QUICK + 1.0
-        assert await refused(other, bearer(key.text)) < QUICK + 1.0
+        assert await refused(client, bearer(key.text)) < QUICK + 5.0
+        assert await refused(other, bearer(key.text)) < QUICK + 5.0
 
 
 async def test_a_key_expires_on_the_second_although_it_was_good_before(tmp_path, database_url):
     async with shut(tmp_path, database_url) as (app, client):
-        key = await make_key(app.state.database, "jobs:read", lifetime=0.5)
+        key = await make_key(app.state.database, "jobs:read", lifetime=3)
         assert (await client.get("/jobs", headers=bearer(key.text))).status_code == 200
-        await refused(client, bearer(key.text), 2.0)
+        await refused(client, bearer(key.text), 10.0)
 
 
 async def test_a_rotated_key_and_its_successor_are_both_good_until_the_overlap_ends(tmp_path, database_url):

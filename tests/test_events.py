@@ -212,12 +212,12 @@ async def test_a_body_that_does_not_arrive_is_given_up(tmp_path):
 
 
 async def test_a_pubsub_that_is_not_there_is_a_503_within_the_deadline(tmp_path):
-    async with serving(settings_for(tmp_path, NOBODY, publish_deadline_seconds=3)) as client:
+    async with serving(settings_for(tmp_path, NOBODY, publish_deadline_seconds=10)) as client:
         started = time.monotonic()
         problem = assert_problem(
             await client.post(PATH, content=ARTICLE, headers=JSON), 503, "publish_unavailable"
         )
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         assert problem["retryable"] is True
         assert problem["retry_after"] >= 1
 
@@ -230,7 +230,7 @@ async def test_a_pubsub_that_hangs_is_a_503_at_the_deadline(tmp_path):
         server.faults.set([HANGING])
         started = time.monotonic()
         response = await client.post(PATH, content=ARTICLE, headers=JSON)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
         assert_problem(response, 503, "publish_unavailable")
 
 

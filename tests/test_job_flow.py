@@ -98,7 +98,8 @@ def updated(up, job_id, **body):
 
     def settled():
         job = up.get(f"/jobs/{job_id}")
-        return job if job["pending_attempt"] is None else None
+        # The new attempt stands first as it was last seen, which may have been before it ran.
+        return job if job["pending_attempt"] is None and job["state"] == "RUNNING" else None
 
     return until(settled, 60)
 

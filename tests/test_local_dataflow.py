@@ -41,15 +41,17 @@ async def test_a_job_that_ends_by_itself_is_done(client):
     assert not await client.names(filter="ACTIVE")
 
 
-async def test_a_job_is_cancelled_also_while_it_drains(client):
-    job = await client.launch_running("deaf-job", deaf="yes")
-    await client.request_state(job.id, "DRAINED")
-    answer = await client.request_state(job.id, "CANCELLED")
-    assert answer.current_state == df.JobState.JOB_STATE_CANCELLING
-    with pytest.raises(exceptions.FailedPrecondition):
+async def test_a_job_is_cancelled_also_while_it_drains(tmp_path):
+    patient = Limits(cancel_grace_seconds=60)
+    async with local_dataflow(tmp_path, limits=patient) as server, DataflowClient(server.address) as client:
+        job = await client.launch_running("deaf-job", deaf="yes")
         await client.request_state(job.id, "DRAINED")
-    await client.request_state(job.id, "CANCELLED", labels={"force_cancel_job": "true"})
-    await client.until(job.id, "CANCELLED", seconds=1.5)
+        answer = await client.request_state(job.id, "CANCELLED")
+        assert answer.current_state == df.JobState.JOB_STATE_CANCELLING
+        with pytest.raises(exceptions.FailedPrecondition):
+            await client.request_state(job.id, "DRAINED")
+        await client.request_state(job.id, "CANCELLED", labels={"force_cancel_job": "true"})
+        await client.until(job.id, "CANCELLED", seconds=15)
 
 
 async def test_a_cancelled_job_that_does_not_listen_is_killed(client):

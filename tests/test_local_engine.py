@@ -195,16 +195,16 @@ def test_each_message_is_written_once_and_acknowledged(place):
 
 
 def test_a_message_after_a_pause_does_not_wait_for_others(place):
-    place.start(limits=Limits(linger_seconds=5))
+    place.start(limits=Limits(linger_seconds=60))
     until(lambda: call_counts(place.address).get("Pull"))
     begun = time.monotonic()
     place.publish("alone")
     until(lambda: TABLE.rows)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 20
 
 
 def test_messages_in_quick_succession_share_a_run(place):
-    place.start(limits=Limits(linger_seconds=1))
+    place.start(limits=Limits(linger_seconds=4))
     place.publish("first")
     until(lambda: TABLE.rows)
     for text in texts(20):
@@ -325,7 +325,7 @@ def test_an_idle_engine_drains_at_once(place):
     until(lambda: call_counts(place.address).get("Pull"))
     begun = time.monotonic()
     place.drain()
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 10
 
 
 def test_a_cancel_gives_back_what_is_leased(place):
@@ -456,7 +456,7 @@ def test_leases_are_extended_until_they_are_given_back(place):
     begun = time.monotonic()
     (received,) = subscriber.begin_pull(10, 5).result().received_messages
     before = call_counts(place.address).get("ModifyAckDeadline", 0)
-    leases = Leases(subscriber, deadline_seconds=1)
+    leases = Leases(subscriber, deadline_seconds=3)
     leases.start()
     leases.hold([received.ack_id], begun)
     until(lambda: call_counts(place.address)["ModifyAckDeadline"] >= before + 4)

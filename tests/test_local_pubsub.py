@@ -93,7 +93,7 @@ def test_what_is_published_is_pulled_and_acknowledged(clients: Clients) -> None:
 
 def test_a_pull_waits_for_a_message_and_answers_before_its_deadline_without_one(clients: Clients) -> None:
     name = clients.subscribe()
-    response = clients.subscriber.pull(subscription=name, max_messages=1, timeout=0.8, retry=None)
+    response = clients.subscriber.pull(subscription=name, max_messages=1, timeout=3, retry=None)
     assert not response.received_messages
     with futures.ThreadPoolExecutor(3) as pool:
         pulls = [pool.submit(clients.pull, name, 1) for _ in range(3)]

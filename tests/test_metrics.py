@@ -130,7 +130,7 @@ async def test_without_a_database_the_scrape_is_answered_and_says_so(tmp_path):
     async with serving(settings) as client:
         started = time.monotonic()
         found = await scraped(client)
-        assert time.monotonic() - started < OUTBOX_DEADLINE_SECONDS + 1
+        assert time.monotonic() - started < OUTBOX_DEADLINE_SECONDS + 5
     assert found["signin_outbox_counted",] == 0
     assert ("signin_outbox_events",) not in found
 
@@ -150,7 +150,7 @@ async def test_a_database_that_hangs_is_asked_once_however_many_scrapes_come(dat
     started = time.monotonic()
     assert await asyncio.gather(*(watch.look() for _ in range(20))) == [None] * 20
     assert await watch.look() is None
-    assert time.monotonic() - started < 2 * OUTBOX_DEADLINE_SECONDS + 1
+    assert time.monotonic() - started < 2 * OUTBOX_DEADLINE_SECONDS + 5
     answer.set()
     assert (await watch.look()).rows == 0
     assert asked == 1

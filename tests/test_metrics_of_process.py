@@ -37,7 +37,7 @@ async def test_the_process_tells_its_cpu_time_memory_files_and_start(tmp_path):
     assert found["process_cpu_seconds_total",] >= before["process_cpu_seconds_total",] > 0
     assert found["process_resident_memory_bytes",] > 20_000_000
     assert 3 < found["process_open_fds",] < found["process_max_fds",]
-    assert 0 < time.time() - found["process_start_time_seconds",] < 3600
+    assert 0 < time.time() - found["process_start_time_seconds",] < 86_400
 
 
 def test_cpu_time_is_a_sum_over_processes_that_are_gone_too_and_files_are_those_of_the_fullest(shared_file):

@@ -149,7 +149,7 @@ async def test_the_database_knows_whether_its_schema_is_current(empty_database_u
 @pytest.mark.parametrize(
     ("url", "cause"),
     [
-        ("postgresql://nobody:word@127.0.0.1:9/none", "OperationalError (no connection)"),
+        ("postgresql://nobody@127.0.0.1:9/none", "OperationalError (no connection)"),
         ("sqlite:////proc", "OperationalError (SQLITE_CANTOPEN"),
     ],
 )

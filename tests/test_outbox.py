@@ -239,7 +239,7 @@ async def test_a_database_that_is_locked_for_long_costs_a_bounded_time(tmp_path,
     other.execute("BEGIN IMMEDIATE")
     started = time.monotonic()
     answers = await asyncio.gather(*(outbox.spool([message(i)]) for i in range(100)), return_exceptions=True)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert {type(answer) for answer in answers} == {DatabaseUnavailableError}
     other.execute("ROLLBACK")
     other.close()

@@ -55,8 +55,9 @@ async def test_a_lone_caller_does_not_wait_for_a_batch_to_fill(tmp_path):
     ):
         await world.publisher.publish(b"x", {})
         started = time.monotonic()
-        await world.publisher.publish(b"x", {})
-        assert time.monotonic() - started < 0.5
+        for _ in range(10):
+            await world.publisher.publish(b"x", {})
+        assert time.monotonic() - started < 5  # ten lingers would take ten seconds
 
 
 async def test_a_batch_keeps_to_the_limit_of_bytes(tmp_path):
@@ -120,7 +121,7 @@ async def test_a_pubsub_that_is_not_there_costs_no_event_and_no_time(tmp_path, d
         await outcomes(world, 1)  # the first one also imports gRPC
         started = time.monotonic()
         receipts = await asyncio.gather(*(world.publisher.publish(*message(i)) for i in range(500)))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
         assert set(receipts) == {SPOOLED}
         kept = {row["event_id"] for row in await outbox_events(world.outbox)}
         assert kept >= {f"event-{i}" for i in range(500)}
@@ -154,7 +155,7 @@ async def test_a_pubsub_that_hangs_costs_a_caller_the_patience_and_the_next_ones
         for least in (0.25, 0.0, 0.0):
             started = time.monotonic()
             assert await world.publisher.publish(b"x", {}) == SPOOLED
-            assert least < time.monotonic() - started < 1.0
+            assert least < time.monotonic() - started < 5.0
         assert world.breaker.state == "open"
         assert server.faults.calls["Publish"] == 2
 
@@ -168,7 +169,7 @@ async def test_events_behind_hanging_calls_do_not_wait_for_a_call_of_their_own(t
         server.faults.set([HANGING])
         started = time.monotonic()
         assert set(await outcomes(world, MAX_CALLS * 4)) == {SPOOLED}
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
         assert server.faults.calls["Publish"] <= MAX_CALLS
 
 
@@ -177,7 +178,7 @@ async def test_with_neither_pubsub_nor_database_nothing_is_promised(tmp_path):
         await outcomes(world, 1)
         started = time.monotonic()
         answers = await outcomes(world, 500)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         assert {type(answer) for answer in answers} == {PublishUnavailableError}
         assert all(answer.retryable and answer.retry_after_seconds for answer in answers)
 
@@ -336,6 +337,6 @@ async def test_close_keeps_events_whose_call_cannot_even_begin(tmp_path, databas
         await asyncio.sleep(0)
         started = time.monotonic()
         await world.publisher.close()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         assert {task.result() for task in tasks} == {SPOOLED}
         assert len(await outbox_events(world.outbox)) == 50

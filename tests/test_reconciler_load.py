@@ -189,13 +189,13 @@ async def test_who_was_overtaken_learns_it_from_the_token(world: World) -> None:
 
 
 async def test_a_lease_is_renewed_while_it_is_kept(world: World) -> None:
-    long, other = lease(world, 0.6), lease(world, 0.6)
+    long, other = lease(world, 3.0), lease(world, 3.0)
     assert await long.take()
     async with long.kept():
         for _ in range(4):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.0)
             assert not await other.take()
-    world.clock.advance(seconds=1)
+    world.clock.advance(seconds=4)
     assert await other.take()
 
 

@@ -104,7 +104,7 @@ async def test_the_end_of_a_hang_is_found_while_older_probes_still_hang(tmp_path
         server.faults.set([])
         started = time.monotonic()
         await until(lambda: world.breaker.is_closed)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
 
 
 async def test_a_pubsub_that_is_late_gets_events_but_does_not_get_callers_back(tmp_path):
@@ -177,11 +177,7 @@ async def test_two_relays_share_the_work_and_publish_nothing_twice(tmp_path, dat
 
 async def test_claims_of_a_relay_that_died_are_taken_over_when_they_expire(tmp_path, database_url):
     async with (
-        pubsub_with_topic(tmp_path, database_url=database_url, publish_deadline_seconds=0.2) as (
-            _,
-            settings,
-            reader,
-        ),
+        pubsub_with_topic(tmp_path, database_url=database_url) as (_, settings, reader),
         publishing(settings) as world,
     ):
         await spooled(world, 3)

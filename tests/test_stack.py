@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -26,7 +27,8 @@ from google.pubsub_v1 import types as pubsub_types
 from service.config import Settings
 from service.local.process import ServerError, ServerProcess
 from service.local.pubsub import PubsubServer
-from service.local.stack import Stack, StackError, ensure_subscription, read_running
+from service.local.running import read_running, take
+from service.local.stack import Stack, StackError, ensure_subscription
 from transforms import bigquery_tables
 
 MARK = "MARK_OF_SIGNIN_TESTS"
@@ -173,6 +175,16 @@ def test_a_directory_without_a_running_stack_has_none(tmp_path: Path) -> None:
     assert read_running(tmp_path) is None
 
 
+def test_what_a_killed_stack_has_left_is_not_taken_for_the_one_that_starts(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        killed.wait(timeout=30)
+    for pid, found in ((killed.pid, None), (os.getpid(), {"A": "b"})):
+        (tmp_path / "stack.json").write_text(json.dumps({"pid": pid, "environment": {"A": "b"}}))
+        with (tmp_path / "stack.lock").open("w") as lock:
+            assert take(lock, fcntl.LOCK_EX)
+            assert read_running(tmp_path) == found
+
+
 async def test_a_subscription_that_reads_another_topic_is_refused(stack: Stack) -> None:
     address, local = stack.environment["PUBSUB_EMULATOR_HOST"], settings(Path(), topic="another-topic")
     with pytest.raises(StackError, match=r"exists already and reads .*topic-user-signin"):
@@ -271,8 +283,8 @@ def server(directory: Path, source: str) -> ServerProcess:
 
 async def test_a_server_that_is_never_ready_is_killed_at_the_deadline(tmp_path: Path, mark: str) -> None:
     silent = server(tmp_path, "import sys, time; print('waiting', file=sys.stderr); time.sleep(100)")
-    with pytest.raises(ServerError, match=r"sample was not ready after 1 s\. Its last log lines .*\nwaiting"):
-        await silent.start(1)
+    with pytest.raises(ServerError, match=r"sample was not ready after 5 s\. Its last log lines .*\nwaiting"):
+        await silent.start(5)
     assert marked(mark) == set()
 
 

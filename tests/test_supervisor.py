@@ -211,4 +211,4 @@ async def test_arguments_that_the_system_refuses_are_an_os_error(worker_of):
     with pytest.raises(OSError, match="Argument list too long"):
         await worker_of("--greeting=" + "x" * 4_000_000).run()
     await asyncio.sleep(0)
-    assert open_files() == before
+    assert open_files() <= before

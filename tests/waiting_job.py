@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 from pathlib import Path
+
+from tests.drain_signal import DrainSignal
 
 
 def say(**members):
@@ -31,8 +31,8 @@ def main():
     parser.add_argument("--gate", type=Path)
     parser.add_argument("--break_with", default="")
     options, _ = parser.parse_known_args()
-    drain = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: drain.set())
+    drain = DrainSignal()
+    drain.listen()
     while options.gate and not options.gate.exists() and not drain.wait(0.01):
         pass
     if options.break_with:

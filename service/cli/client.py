@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from service.cli.terminal import command, err, fail, load_settings
 from service.config import Settings, is_loopback, masked
-from service.local.stack import read_running, running_database
+from service.local.running import read_running, running_database
 
 DEADLINE_SECONDS = 60.0
 

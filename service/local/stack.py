@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import functools
 import importlib
@@ -17,6 +16,7 @@ import grpc.aio
 
 from service.config import Settings, masked
 from service.local.process import ServerError, ServerProcess
+from service.local.running import LOCK_FILE, RECORD_FILE, take
 from transforms import bigquery_tables
 from transforms.bigquery_rows import parse_table
 
@@ -25,8 +25,6 @@ PROVISION_SECONDS = 30.0
 LOCK_SECONDS = 0.5
 DATAFLOW_STOP_SECONDS = 15.0  # its workers give their leases back: at most 10 s and the rest
 SERVER_STOP_SECONDS = 8.0
-_LOCK_FILE = "stack.lock"
-_RECORD_FILE = "stack.json"
 
 
 class StackError(Exception):
@@ -112,7 +110,7 @@ class Stack:
 
     @property
     def _record_path(self) -> Path:
-        return self._data_dir / _RECORD_FILE
+        return self._data_dir / RECORD_FILE
 
     def _server(self, name: str, port: int, *arguments: str) -> ServerProcess:
         directory = self._data_dir / name
@@ -202,26 +200,6 @@ class Stack:
         draft.replace(self._record_path)
 
 
-def read_running(data_dir: Path) -> dict[str, str] | None:
-    """The environment of the stack that runs on the data directory; None where none has started."""
-    environment = _read_record(data_dir).get("environment")
-    return environment and {str(name): str(value) for name, value in environment.items()}
-
-
-def running_database(data_dir: Path) -> str:
-    """The masked URL of the database that the service beside the running stack has; empty without them."""
-    record = _read_record(data_dir)
-    return str(record["database"]) if "SIGNIN_URL" in record.get("environment", {}) else ""
-
-
-def _read_record(data_dir: Path) -> dict[str, Any]:
-    """Empty where no stack runs."""
-    with contextlib.suppress(OSError, ValueError), (data_dir / _LOCK_FILE).open() as lock:
-        if not _take(lock, fcntl.LOCK_SH):
-            return json.loads((data_dir / _RECORD_FILE).read_text())  # type: ignore[no-any-return]
-    return {}
-
-
 async def ensure_subscription(address: str, topic: str, subscription: str) -> None:
     """Makes topic and subscription (full names) where they are missing, at a Pub/Sub without TLS.
 
@@ -265,7 +243,7 @@ async def _lock(data_dir: Path) -> IO[str]:
     except OSError as error:
         raise StackError(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
     deadline = asyncio.get_running_loop().time() + LOCK_SECONDS
-    while not _take(file, fcntl.LOCK_EX):
+    while not take(file, fcntl.LOCK_EX):
         # A reader (`read_running`) holds it for an instant: try for a while.
         if asyncio.get_running_loop().time() > deadline:
             file.seek(0)
@@ -281,14 +259,7 @@ async def _lock(data_dir: Path) -> IO[str]:
 
 def _open_lock(data_dir: Path) -> IO[str]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return (data_dir / _LOCK_FILE).open("a+")
-
-
-def _take(file: IO[str], kind: int) -> bool:
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-        return True
-    return False
+    return (data_dir / LOCK_FILE).open("a+")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
