@@ -133,18 +133,21 @@ class Writer:
         destination = self._destination
         client = shared_client(destination.table.project, destination.emulator_host)
         columns = bigquery_tables.columns(client, destination.table)
-        self._read_at = time.monotonic()
         if columns == self._columns and self._requests is not None:
             self._requests.has_other_columns = False
+            self._read_at = time.monotonic()
             return
+        if self._requests:
+            # Even if no others follow: with the columns of before, rows that have to wait would be refused.
+            self._requests.retire()
+            self._requests = None
         try:
             bigquery_tables.require_schema(destination.table, columns, self._schema)
         except bigquery_tables.SchemaError as error:
             raise WriteError(str(error)) from error
         known = {field["name"] for field in self._schema}
         self._columns = columns
-        if self._requests:
-            self._requests.retire()
+        self._read_at = time.monotonic()
         self._requests = self._open({name: field for name, field in columns.items() if name in known})
 
     def _open(self, columns: Mapping[str, Mapping[str, Any]]) -> Protocoled:
