@@ -80,3 +80,18 @@ def test_a_table_that_is_gone_or_was_never_read_is_not_written_to(servers: Serve
     with pytest.raises(Exception, match="404"):
         servers.write(messages_of(1))
     assert len(servers.taken()) == 1
+
+
+@pytest.mark.parametrize("trouble", list(NO_TABLE))
+def test_rows_that_were_taken_are_not_written_again_where_the_table_does_not_say_what_it_has(
+    servers: Servers, trouble: str
+):
+    servers.write(messages_of(1))
+    servers.rest.no_table = NO_TABLE[trouble]
+    servers.refuse("user-1")
+    age_columns()
+    letters, counters, _ = servers.write(messages_of(3))
+    assert [(letter["event_id"], letter["reason"]) for letter in letters] == [("id-1", "row_refused")]
+    assert counters["rows_written"] == 2
+    assert ids(servers.taken()) == ["id-0", "id-0", "id-2"]
+    assert servers.rest.table_reads > 1

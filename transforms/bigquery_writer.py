@@ -127,10 +127,17 @@ class Writer:
             return self._requests
 
     def _has_changed(self, used: Protocoled, *, at_once: bool) -> bool:
-        """Tells whether the table has other columns than those used; looks, unless it did so just now."""
+        """Tells whether the table has other columns than those used; looks, unless it did so just now.
+
+        Only what is asked `at_once` needs an answer. Without one the columns count as unchanged: a failure
+        here would bring the bundle again, with the rows of it that were taken.
+        """
         with self._lock:
-            if self._requests is used and (at_once or time.monotonic() - self._read_at > _FRESH_SECONDS):
-                self._read()
+            if self._requests is used:
+                if at_once:
+                    self._read()
+                elif time.monotonic() - self._read_at > _FRESH_SECONDS:
+                    self._look()
             return self._requests is not used
 
     def _read(self) -> None:
