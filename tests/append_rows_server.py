@@ -71,7 +71,8 @@ class AppendRowsServer:
 
     `script` holds what becomes of the next requests, one entry each: a gRPC status ends the connection, a
     `google.rpc` code is the error of the answer, `lost` takes the rows and ends the connection instead of
-    answering, `silent` never answers, None takes the rows. `refuse` judges each row.
+    answering, `twice` gives the answer once too often, `silent` never answers, None takes the rows. `refuse`
+    judges each row.
     """
 
     def __init__(self, keep_rows: bool = True) -> None:
@@ -128,7 +129,8 @@ class AppendRowsServer:
                     return
                 if self.delay_seconds and self._closing.wait(self.delay_seconds):
                     return
-                yield connection.answer(request, step)
+                response = connection.answer(request, step)
+                yield from [response] * (2 if step == "twice" else 1)
         except AbortError as abort:
             context.abort(abort.code, abort.details)
 

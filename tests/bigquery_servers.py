@@ -72,6 +72,7 @@ class StrictBigQuery:
         self.sizes: list[int] = []
         self.taken: list[dict[str, Any]] = []
         self.table_reads = 0
+        self.no_table: Answer | None = None  # what a read of a table gets instead
         self.takes_insert_ids = False  # as Beam's own way to write sends them
         self.columns = columns  # of the tables; None: those that they are made with
         self._server = _QuietServer(("127.0.0.1", 0), self._handler())
@@ -126,7 +127,8 @@ class StrictBigQuery:
                 outer.table_reads += 1
                 _, project, _, dataset, _, table = self.path.partition("?")[0].split("/")[-6:]
                 reference = {"projectId": project, "datasetId": dataset, "tableId": table}
-                self._answer(200, {"tableReference": reference, "schema": {"fields": outer.fields(table)}})
+                found = 200, {"tableReference": reference, "schema": {"fields": outer.fields(table)}}
+                self._answer(*(outer.no_table or found))
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))

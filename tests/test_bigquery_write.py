@@ -415,9 +415,10 @@ def test_the_largest_dead_letter_fits_into_a_request(servers: Servers):
 
 
 def age_columns(seconds: float = 10.0) -> None:
-    """Lets time pass since the columns were read."""
+    """Lets time pass since the columns were read, or could not be."""
     for writer in bigquery_writer._writers.values():
         writer._read_at -= seconds
+        writer._failed_at -= seconds
 
 
 @pytest.mark.parametrize("failures", range(1, 12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import deque
@@ -22,6 +23,7 @@ METHOD = "/google.cloud.bigquery.storage.v1.BigQueryWrite/AppendRows"
 ROW_OVERHEAD_BYTES = 6  # the tag and the length of a row in its request
 TRACE_ID = "signin"
 
+_log = logging.getLogger(__name__)
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -190,10 +192,20 @@ class _Connection:
         try:
             for response in self._call:
                 with self._lock:
-                    future = self._pending.popleft()
+                    future = self._pending.popleft() if self._pending else None
+                if future is None:
+                    # Answers go by their order, so none that follows could be trusted.
+                    _log.warning("AppendRows answered more than it was asked; another connection follows")
+                    break
                 future.set_result(response)
         except grpc.RpcError as failure:
             error = failure
+        finally:
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        """Nothing is read any more: what is not answered fails, and so does what is submitted later."""
+        self.cancel()
         with self._lock:
             self._broken = True
             pending, self._pending = self._pending, deque()

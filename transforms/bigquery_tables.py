@@ -20,6 +20,7 @@ from transforms.bigquery_rows import (
 _log = logging.getLogger(__name__)
 CALL_SECONDS = 30.0
 RETRY_SECONDS = 60.0
+BRIEF_SECONDS = 5.0  # for one attempt and for all, where the caller can do without
 
 
 def client(project: str, emulator_host: str = "") -> Any:
@@ -67,12 +68,13 @@ def require_columns(client: Any, table: TableRef, dead_letter_table: TableRef) -
     require_schema(dead_letter_table, columns(client, dead_letter_table), DEAD_LETTER_SCHEMA)
 
 
-def columns(client: Any, table: TableRef) -> dict[str, dict[str, Any]]:
+def columns(client: Any, table: TableRef, *, briefly: bool = False) -> dict[str, dict[str, Any]]:
     """The table's columns by name, each as a dictionary of `name`, `type`, `mode` and perhaps `fields`.
 
     Raises NotFound where there is no such table.
     """
-    return columns_of(field.to_api_repr() for field in client.get_table(str(table), **_bounds()).schema)
+    bounds = _bounds(BRIEF_SECONDS, BRIEF_SECONDS) if briefly else _bounds()
+    return columns_of(field.to_api_repr() for field in client.get_table(str(table), **bounds).schema)
 
 
 def require_schema(
@@ -205,8 +207,11 @@ def _ensure_view(client: Any, table: TableRef) -> None:
         client.create_table(wanted, exists_ok=True, **_bounds())
 
 
-def _bounds() -> dict[str, Any]:
+def _bounds(call_seconds: float | None = None, retry_seconds: float | None = None) -> dict[str, Any]:
     """The deadline of one attempt and the bound on all of them."""
     from google.cloud.bigquery import DEFAULT_RETRY
 
-    return {"timeout": CALL_SECONDS, "retry": DEFAULT_RETRY.with_timeout(RETRY_SECONDS)}
+    return {
+        "timeout": call_seconds or CALL_SECONDS,
+        "retry": DEFAULT_RETRY.with_timeout(retry_seconds or RETRY_SECONDS),
+    }

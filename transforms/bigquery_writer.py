@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ from transforms.bigquery_rows import Row, TableRef
 OwnMethod = Literal["STORAGE_WRITE", "INSERT_ALL"]
 _CHANGES = 3  # of the columns while one batch is written
 _FRESH_SECONDS = 5.0  # as long columns that were read count as those of now
+_AGAIN_SECONDS = 30.0  # after which columns that have grown old and could not be read are looked at again
+
+_log = logging.getLogger(__name__)
 
 
 class Destination(NamedTuple):
@@ -56,7 +60,7 @@ class Writer:
         self._policy = policy
         self._lock = threading.Lock()
         self._columns: dict[str, dict[str, Any]] = {}
-        self._read_at = float("-inf")
+        self._read_at = self._failed_at = float("-inf")
         self._requests: Protocoled | None = None
 
     def write(self, rows: Sequence[Row], on_retry: Callable[[], None]) -> Written:
@@ -112,39 +116,74 @@ class Writer:
     def _current(self) -> Protocoled:
         """The requests for the columns that the table has, as far as is known."""
         with self._lock:
-            age_seconds = time.monotonic() - self._read_at
-            if (
-                self._requests is None
-                or self._requests.has_other_columns
-                or age_seconds > self._policy.columns_seconds
-            ):
+            now = time.monotonic()
+            if self._requests is None or self._requests.has_other_columns:
                 self._read()
+            elif (
+                now - self._read_at > self._policy.columns_seconds and now - self._failed_at > _AGAIN_SECONDS
+            ):
+                self._look()
             assert self._requests is not None
             return self._requests
 
     def _has_changed(self, used: Protocoled, *, at_once: bool) -> bool:
-        """Tells whether the table has other columns than those used; looks, unless it did so just now."""
+        """Tells whether the table has other columns than those used; looks, unless it did so just now.
+
+        Only what is asked `at_once` needs an answer. Without one the columns count as unchanged: a failure
+        here would bring the bundle again, with the rows of it that were taken.
+        """
         with self._lock:
-            if self._requests is used and (at_once or time.monotonic() - self._read_at > _FRESH_SECONDS):
-                self._read()
+            if self._requests is used:
+                if at_once:
+                    self._read()
+                elif time.monotonic() - self._read_at > _FRESH_SECONDS:
+                    self._look()
             return self._requests is not used
 
     def _read(self) -> None:
+        self._adopt(self._found())
+
+    def _look(self) -> None:
+        """Reads the columns if that can be done now; if not, those that are known still do.
+
+        Rows go another way than this call, whose outage or quota need not stop them.
+        """
+        from google.api_core.exceptions import NotFound
+
+        try:
+            columns = self._found(briefly=True)
+        except NotFound:
+            raise
+        except Exception as error:  # noqa: BLE001 - the network, the credentials, the API: all the same here
+            self._failed_at = time.monotonic()
+            table = self._destination.table
+            _log.warning("The columns of %s could not be read; those known are kept: %s", table, error)
+        else:
+            self._adopt(columns)
+
+    def _found(self, *, briefly: bool = False) -> dict[str, dict[str, Any]]:
+        """The columns that the table has now."""
         destination = self._destination
         client = shared_client(destination.table.project, destination.emulator_host)
-        columns = bigquery_tables.columns(client, destination.table)
-        self._read_at = time.monotonic()
+        return bigquery_tables.columns(client, destination.table, briefly=briefly)
+
+    def _adopt(self, columns: dict[str, dict[str, Any]]) -> None:
+        """Makes the requests those for these columns; raises WriteError if the table cannot take the rows."""
         if columns == self._columns and self._requests is not None:
             self._requests.has_other_columns = False
+            self._read_at = time.monotonic()
             return
+        if self._requests:
+            # Even if no others follow: with the columns of before, rows that have to wait would be refused.
+            self._requests.retire()
+            self._requests = None
         try:
-            bigquery_tables.require_schema(destination.table, columns, self._schema)
+            bigquery_tables.require_schema(self._destination.table, columns, self._schema)
         except bigquery_tables.SchemaError as error:
             raise WriteError(str(error)) from error
         known = {field["name"] for field in self._schema}
         self._columns = columns
-        if self._requests:
-            self._requests.retire()
+        self._read_at = time.monotonic()
         self._requests = self._open({name: field for name, field in columns.items() if name in known})
 
     def _open(self, columns: Mapping[str, Mapping[str, Any]]) -> Protocoled:
