@@ -15,7 +15,6 @@ from typing import Any
 import httptools
 from starlette.responses import Response
 from starlette.types import Scope
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.config import Settings
@@ -34,6 +33,7 @@ RETRY_AFTER_SECONDS = 1
 LINGER_SECONDS = 2.0
 MOST_LINGER_BYTES = 32_000_000
 _SCOPE_KEY = "signin.cycle"
+_OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})  # of another protocol
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
 }
@@ -167,7 +167,6 @@ class Connection(HttpToolsProtocol):
         self._discarded_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._plain_transport = transport
         super().connection_made(LingeringTransport(transport, self))  # type: ignore[arg-type]
         self._bounds.all = self.connections
         if len(self.connections) > self._bounds.most and not self._bounds.make_room():
@@ -194,7 +193,7 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_with_h11(data[upgrade.args[0] :])
+            self._begin_again(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
             self.send_400_response("")
@@ -207,23 +206,25 @@ class Connection(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         return True  # asked for only where the request offers one: makes uvicorn leave it to us
 
-    def _go_on_with_h11(self, rest: bytes) -> None:
-        """Leaves a request that offers an upgrade, as Java's client does with HTTP/2, to uvicorn's h11.
+    def _begin_again(self, rest: bytes) -> None:
+        """Reads a request that offers an upgrade, as Java's client does with HTTP/2, again without the offer.
 
         httptools takes its body for the new protocol's and would leave the request without one.
         """
         if self.cycle and not self.cycle.response_complete:
             self._refuse(MalformedRequestError("An upgrade was offered before the last answer was there."))
             return
+        if self.scope["method"] == "CONNECT":  # with or without an offer the parser takes it for one
+            self._refuse(MalformedRequestError("This is no proxy: nothing is connected."))
+            return
         head = [self.scope["method"].encode(), b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.headers:
-            head += [name, b": ", value, b"\r\n"]
-        self._bounds.waiting.pop(self, None)
-        self.connections.discard(self)
-        following = H11Protocol(self.config, self.server_state, self.app_state)
-        following.connection_made(self._plain_transport)
-        self._plain_transport.set_protocol(following)
-        following.data_received(b"".join([*head, b"\r\n", rest]))
+            if name not in _OFFER:
+                head += [name, b": ", value, b"\r\n"]
+            elif name == b"connection" and b"close" in value.lower():
+                head += [b"connection: close\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"".join([*head, b"\r\n", rest]))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -240,6 +241,8 @@ class Connection(HttpToolsProtocol):
                 self._refusal = self._too_large()
                 raise httptools.HttpParserError("the head is too large")  # ends the parsing
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            return  # it is read again, and has no cycle yet
         if self._bounds.is_ending:
             self.cycle.keep_alive = False
         self.scope[_SCOPE_KEY] = self.cycle  # type: ignore[literal-required]

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy.exc
-from sqlalchemy import CursorResult, func, or_, update
+from sqlalchemy import ColumnElement, CursorResult, func, or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -59,9 +59,10 @@ class Lease:
         try:
             async with self._database.transaction() as session:
                 now = await self.now(session)
-                self.token = await self._take(session, now, now + timedelta(seconds=self._seconds))
+                token = await self._take(session, now, now + timedelta(seconds=self._seconds))
         except sqlalchemy.exc.IntegrityError:
-            self.token = None  # another has made the row at the same time
+            token = None  # another has made the row at the same time
+        self.token = token  # only now: what is not committed is another's to have
         self._taken_at = began_at
         return self.token is not None
 
@@ -72,7 +73,7 @@ class Lease:
 
     async def holds(self, session: AsyncSession) -> bool:
         """Whether nobody has taken the lease since, within the transaction of `session`."""
-        statement = select(LeaseRow.token).where(col(LeaseRow.name) == self._name).with_for_update(read=True)
+        statement = select(LeaseRow.token).where(*self._ours()).with_for_update(read=True)
         return self.token is not None and (await session.exec(statement)).first() == self.token
 
     async def row(self, session: AsyncSession) -> LeaseRow | None:
@@ -83,7 +84,7 @@ class Lease:
         """Gives the lease free at once; nothing happens where it is not held."""
         if self.token is None:
             return
-        free = update(LeaseRow).where(col(LeaseRow.name) == self._name, col(LeaseRow.token) == self.token)
+        free = update(LeaseRow).where(*self._ours(), col(LeaseRow.token) == self.token)
         self.token = None
         async with self._database.transaction() as session:
             await session.exec(free.values(expires_at=await self.now(session)))
@@ -114,11 +115,15 @@ class Lease:
             return utc_now()
         return (await session.exec(select(func.clock_timestamp(type_=UtcDateTime)))).one()
 
+    def _ours(self) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+        """What finds the row while this is its holder."""
+        return col(LeaseRow.name) == self._name, col(LeaseRow.holder) == self.holder
+
     async def _take(self, session: AsyncSession, now: datetime, expires_at: datetime) -> int | None:
         """The token under which the lease is held; None where another has it."""
         own = col(LeaseRow.name) == self._name
         if self.token is not None:
-            renew = update(LeaseRow).where(own, col(LeaseRow.token) == self.token)
+            renew = update(LeaseRow).where(*self._ours(), col(LeaseRow.token) == self.token)
             if _changed(await session.exec(renew.values(expires_at=expires_at))):
                 return self.token
         free = or_(col(LeaseRow.expires_at) <= now, col(LeaseRow.holder) == self.holder)

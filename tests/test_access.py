@@ -125,6 +125,7 @@ def tokens(issuer, turned_over):
         "ES256 under an RSA key's id": (issuer.token(key=new_ec_key()), refused),
         "HS256 with the public key": (forged(issuer, "HS256", public_bytes), refused),
         "none": (forged(issuer, "none", b""), refused),
+        "an algorithm that is no text": (encoded(b'{"alg": []}') + ".e30.e30", refused),
         "expired": (issuer.token(exp=now - 5), refused),
         "not yet": (issuer.token(nbf=now + 60), refused),
         "issued in the future": (issuer.token(iat=now + 60), refused),

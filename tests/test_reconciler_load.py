@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.exc
+from sqlalchemy import Connection, event
 
 from service import job_store
+from service.errors import DatabaseUnavailableError
 from service.job_bodies import NewJob
 from service.job_request import new_job
 from service.lease import Lease
@@ -173,6 +176,28 @@ async def test_of_many_only_one_takes_a_lease(world: World) -> None:
     token = holder.token
     assert await holder.take()
     assert holder.token == token, "who renews keeps the token"
+
+
+async def test_a_lease_whose_commit_failed_is_not_held(world: World) -> None:
+    before, lost, other = lease(world), lease(world), lease(world)
+    assert await before.take()
+    world.clock.advance(seconds=16)
+    engine = world.database._writing_engine.sync_engine
+    event.listen(engine, "commit", fail_to_commit)
+    with pytest.raises(DatabaseUnavailableError):
+        await lost.take()
+    event.remove(engine, "commit", fail_to_commit)
+    assert await other.take(), "under the number that the other one did not get"
+    assert not await lost.take()
+    assert (lost.is_held, other.is_held) == (False, True)
+    async with world.database.transaction() as session:
+        assert not await lost.holds(session)
+    await lost.release()
+    assert not await lost.take()
+
+
+def fail_to_commit(_: Connection) -> None:
+    raise sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("the connection was lost"))
 
 
 async def test_who_was_overtaken_learns_it_from_the_token(world: World) -> None:

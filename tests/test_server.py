@@ -68,6 +68,29 @@ async def test_a_request_that_offers_http2_keeps_its_body_and_its_connection(par
         assert (await answered(reader))[0] == 200
 
 
+async def test_a_connection_that_was_offered_http2_has_the_bounds_of_the_others(monkeypatch):
+    monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
+    async with connected(header_deadline_seconds=0.1) as (reader, writer):
+        writer.write(head(UPGRADE) + BODY)
+        assert (await answered(reader))[0] == 200
+        writer.write(b"POST /echo HT")
+        assert b" 408 " in (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n")[0]
+
+
+async def test_an_offer_of_a_caller_that_closes_is_answered_and_closed():
+    async with connected() as (reader, writer):
+        writer.write(head(UPGRADE.replace(b"Upgrade, HTTP2", b"close, Upgrade, HTTP2")) + BODY)
+        assert (await answered(reader))[0] == 200
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
+async def test_a_request_to_connect_elsewhere_is_refused():
+    async with connected() as (reader, writer):
+        writer.write(b"CONNECT other.example:80 HTTP/1.1\r\nHost: h\r\n\r\n")
+        status, problem = await answered(reader)
+        assert (status, json.loads(problem)["code"]) == (400, "malformed_request")
+
+
 async def test_a_head_without_end_is_refused():
     async with connected(max_header_bytes=5000) as (reader, writer):
         writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nX-Endless: ")

@@ -99,6 +99,11 @@ async def test_after_the_signal_readiness_ends_at_once_and_all_else_goes_on_for_
         status, problem = await asked(connect, "/readyz")
         assert (status, problem["code"], problem["retryable"]) == (503, "shutting_down", True)
         assert (await asked(connect, "/healthz"))[0] == 200
+        offering = await connect()
+        offering.send(
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        )
+        assert (await offering.answer())[0] == 200
         assert (await asked(connect, "/startupz"))[0] in (200, 503)
         newcomer = await connect()
         newcomer.send(SIGNIN + ARTICLE)

@@ -91,6 +91,7 @@ class Verified:
                 del self._known[mark]
         held = {known.key_id: mark for mark, known in self._known.items() if known.key_id}
         if not held:
+            await key_store.exist(database)  # asked, so that who asked for a look knows that it was possible
             return
         rows = await key_store.find(database, held.keys())
         for key_id, mark in held.items():
