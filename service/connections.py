@@ -224,6 +224,7 @@ class Connection(HttpToolsProtocol):
             elif name == b"connection" and b"close" in value.lower():
                 head += [b"connection: close\r\n"]
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
         self.data_received(b"".join([*head, b"\r\n", rest]))
 
     def on_message_begin(self) -> None:
