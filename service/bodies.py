@@ -34,6 +34,7 @@ _UNCOUNTED_BYTES = 16 * 1024
 # The gzip format may hold a thousandfold, so the output is asked for in pieces.
 _GZIP_STEP_BYTES = 256 * 1024
 _GZIP_WBITS = 31
+_PLAIN = (b"", b"identity")  # what says that a body is as it is
 # A Zstandard block may hold 128 KB in 4 bytes, and the library gives all that its input holds: 64 bytes
 # of input are at most 2 MB of output. https://www.rfc-editor.org/rfc/rfc8878#section-3.1.1.2
 _ZSTD_STEP_BYTES = 64
@@ -192,14 +193,14 @@ def known_encoding(encoding: bytes) -> bytes:
         return b"gzip"
     if name == b"zstd":
         return name
-    if name in (b"", b"identity"):
+    if name in _PLAIN:
         return b""
     raise UnsupportedMediaTypeError("The Content-Encoding may be gzip or zstd, or be left out.")
 
 
 def require_plain(headers: Mapping[bytes, bytes]) -> None:
     """Raises UnsupportedMediaTypeError where a body is packed, for routes that do not unpack it."""
-    if headers.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
+    if headers.get(b"content-encoding", b"").strip().lower() not in _PLAIN:
         raise UnsupportedMediaTypeError("Only sign-ins may have a Content-Encoding: send the body as it is.")
 
 

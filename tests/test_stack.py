@@ -27,7 +27,7 @@ from google.pubsub_v1 import types as pubsub_types
 from service.config import Settings
 from service.local.process import ServerError, ServerProcess
 from service.local.pubsub import PubsubServer
-from service.local.running import read_running, take
+from service.local.running import read_running, running_database, take
 from service.local.stack import Stack, StackError, ensure_subscription
 from transforms import bigquery_tables
 
@@ -173,6 +173,17 @@ def test_a_directory_without_a_running_stack_has_none(tmp_path: Path) -> None:
     (tmp_path / "stack.lock").touch()
     (tmp_path / "stack.json").write_text(json.dumps({"pid": 1, "environment": {"A": "b"}}))
     assert read_running(tmp_path) is None
+
+
+def test_a_record_that_is_none_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").write_text("{}")
+    with (tmp_path / "stack.lock").open("w") as lock:
+        assert take(lock, fcntl.LOCK_EX)
+        assert read_running(tmp_path) is None
+        assert running_database(tmp_path) == ""
+        record = {"pid": os.getpid(), "environment": {"SIGNIN_URL": "http://127.0.0.1:1"}}
+        (tmp_path / "stack.json").write_text(json.dumps(record))
+        assert running_database(tmp_path) == ""  # as an earlier release writes it
 
 
 def test_what_a_killed_stack_has_left_is_not_taken_for_the_one_that_starts(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ def read_running(data_dir: Path) -> dict[str, str] | None:
 def running_database(data_dir: Path) -> str:
     """The masked URL of the database that the service beside the running stack has; empty without them."""
     record = _read_record(data_dir)
-    return str(record["database"]) if "SIGNIN_URL" in record.get("environment", {}) else ""
+    return str(record.get("database", "")) if "SIGNIN_URL" in record.get("environment", {}) else ""
 
 
 def _read_record(data_dir: Path) -> dict[str, Any]:
     """Empty where no stack runs, or one is starting where another was killed and has left its record."""
-    with contextlib.suppress(OSError, ValueError), (data_dir / LOCK_FILE).open() as lock:
+    with contextlib.suppress(OSError, ValueError, KeyError), (data_dir / LOCK_FILE).open() as lock:
         if not take(lock, fcntl.LOCK_SH):
             record: dict[str, Any] = json.loads((data_dir / RECORD_FILE).read_text())
             os.kill(record["pid"], 0)
