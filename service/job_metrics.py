@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import BaseModel, Field
 
+from service import job_store
 from service.dataflow import SeenMetric, SeenMetrics, user_counters, user_distributions
 from service.models import Job
 from service.monitoring import Backlog
@@ -148,6 +149,8 @@ def _distributions(metrics: Iterable[SeenMetric]) -> dict[str, DistributionView]
 def _drain(job: Job) -> DrainView | None:
     if job.requested_state != "DRAINED" or job.ended_at:
         return None
-    asked_at, seconds = job.drain_requested_at, job.drain_deadline_seconds
-    deadline = asked_at + timedelta(seconds=seconds) if asked_at and seconds else None
-    return DrainView(requested_at=asked_at, deadline_at=deadline, on_deadline=job.on_drain_deadline)
+    return DrainView(
+        requested_at=job.drain_requested_at,
+        deadline_at=job_store.drain_deadline(job),
+        on_deadline=job.on_drain_deadline,
+    )

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, or_, update
+from sqlalchemy import and_, func, or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
 from service.job_state import Standing
 from service.logs import current_request_id
 from service.models import Attempt, Job, JobEvent
 
 SERVICE_ACTOR = "service"
+# Entries that tell why something is not done yet: looks repeat them, and the history tells each once.
+NOTES = frozenset({"launch_unanswered", "stop_unanswered", "scale_unanswered", "drain_deadline_passed"})
+_NEWEST_NOTES = 20
 
 
 class Entry(NamedTuple):
@@ -114,6 +118,12 @@ async def lock_attempt(
     return lineage, attempt
 
 
+def drain_deadline(job: Job) -> datetime | None:
+    """When the drain that was asked for is overdue: counted from the moment the deadline was given."""
+    begun, seconds = job.drain_deadline_from or job.drain_requested_at, job.drain_deadline_seconds
+    return None if begun is None or seconds is None else begun + timedelta(seconds=seconds)
+
+
 def standing(job: Job, now: datetime) -> Standing:
     """What decides about the actions on a job at the moment `now`."""
     asked_at = job.cancel_requested_at
@@ -124,6 +134,18 @@ def standing(job: Job, now: datetime) -> Standing:
         cancel_age=now - asked_at if asked_at else None,
         is_forced=job.force_cancel_requested_at is not None,
     )
+
+
+async def is_noted(session: AsyncSession, job: Job, kind: str, cause: str) -> bool:
+    """Whether the history tells this reason already, and since then only of others like it."""
+    statement = select(JobEvent).where(col(JobEvent.job_id) == job.id)
+    newest = statement.order_by(col(JobEvent.sequence).desc()).limit(_NEWEST_NOTES)
+    for event in (await session.exec(newest)).all():
+        if event.kind not in NOTES:
+            return False
+        if (event.kind, event.detail.get("cause")) == (kind, cause):
+            return True
+    return False
 
 
 def record(
@@ -201,6 +223,34 @@ async def ended_since_launch(session: AsyncSession, since: datetime) -> dict[str
     ended = select(Job.id, Job.state).where(col(Job.created_at) >= since, col(Job.ended_at).is_not(None))
     newest = ended.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(1000)
     return dict((await session.exec(newest)).all())
+
+
+async def holder(session: AsyncSession, dataflow_job_id: str) -> str | None:
+    """The id of the job that manages a Dataflow job."""
+    return (await session.exec(_holds(dataflow_job_id))).first()
+
+
+async def heir(session: AsyncSession, token: str | None, replaces: str) -> str | None:
+    """The id of the job that is about to manage a Dataflow job, so that nobody else may take it over.
+
+    Its own launch made that, known by the `token`, and the answer is not there yet; or Dataflow has put
+    it in the place of the one that it manages, and the next look has yet to find that out.
+    """
+    unanswered = col(Attempt.dataflow_job_id).is_(None) & col(Attempt.ended_at).is_(None)
+    own = select(Attempt.job_id).join(Job, col(Attempt.job_id) == col(Job.id)).where(unanswered)
+    if token:
+        launched = await session.exec(
+            own.where(func.coalesce(col(Attempt.launch_token), col(Job.launch_token)) == token)
+        )
+        if job_id := launched.first():
+            return job_id
+    if not replaces:
+        return None
+    return (await session.exec(_holds(replaces).where(col(Attempt.ended_at).is_(None)))).first()
+
+
+def _holds(dataflow_job_id: str) -> SelectOfScalar[str]:
+    return select(Attempt.job_id).where(col(Attempt.dataflow_job_id) == dataflow_job_id)
 
 
 async def active_on(session: AsyncSession, subscription: str) -> Job | None:

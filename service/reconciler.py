@@ -192,6 +192,11 @@ class Reconciler:
             except RefusedError as error:  # of this job alone: the others may still be asked about
                 log.warning("job %s cannot be looked at: %s", lineage.job.id, error.status or error.detail)
                 answered = False
+            except (DataflowError, DatabaseUnavailableError):
+                raise  # not of this job alone
+            except Exception:  # whatever is wrong with this job, the others must not wait for it
+                log.exception("the look at job %s broke", lineage.job.id)
+                answered = False
         return answered
 
     async def _look(self, lineage: Lineage, listed: Mapping[str, SeenJob], tick: _Tick) -> None:

@@ -7,13 +7,13 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import job_store
-from service.dataflow import SeenJob
+from service.dataflow import LAUNCH_TOKEN_LABEL, SeenJob
 from service.errors import ActionNotAllowedError, AlreadyManagedError, DatabaseUnavailableError
 from service.job_control import settling
 from service.job_control.means import Means
 from service.job_state import LAUNCHING, is_terminal, observe
 from service.job_store import Lineage
-from service.models import SHORT_ID_LENGTH, Attempt, Job, new_id
+from service.models import SHORT_ID_LENGTH, Job, new_id
 
 ADOPTED_PIPELINE = "adopted"
 _LONGEST_NAME = 128 - SHORT_ID_LENGTH - 1
@@ -45,10 +45,12 @@ class Adoption:
     async def _insert(
         self, session: AsyncSession, project: str, region: str, seen: SeenJob, actor: str
     ) -> str:
-        held = select(Attempt.job_id).where(col(Attempt.dataflow_job_id) == seen.id)
-        holder = (await session.exec(held)).first()
+        holder = await job_store.holder(session, seen.id)
         if holder:
             raise AlreadyManagedError(f"The job {holder} manages it.", members={"job_id": holder})
+        heir = await job_store.heir(session, seen.labels.get(LAUNCH_TOKEN_LABEL), seen.replaces)
+        if heir:
+            raise AlreadyManagedError(f"The job {heir} is about to manage it.", members={"job_id": heir})
         now = self._means.clock()
         job_id = new_id(now)
         name = seen.name[:_LONGEST_NAME]

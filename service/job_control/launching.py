@@ -101,6 +101,10 @@ class Launching:
                 return
             lineage, attempt = held
             now = self._means.clock()
+            if other := await job_store.holder(session, seen.id):
+                # Adopted by a release that did not look for the launch it came of.
+                settling.end(session, lineage, attempt, REJECTED, now, settling.held_by(other, seen.id))
+                return
             settling.tie(session, lineage, attempt, seen.id, now, kind)
             transition = observe(attempt.state, lineage.job.requested_state, seen.state)
             if (

@@ -120,6 +120,11 @@ class Looking:
             current, own = held
             now = self._means.clock()
             transition = observe(own.state, current.job.requested_state, "UPDATED")
+            other = await job_store.holder(session, successor.id) if successor else None
+            if successor and other:
+                cause = settling.held_by(other, successor.id)
+                settling.see(session, current, own, transition, now, cause)
+                return
             if successor:
                 heir = _heir(current, own, successor)
                 session.add(heir)

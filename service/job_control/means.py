@@ -33,13 +33,21 @@ class Means:
             raise JobNotFoundError(f"There is no job {job_id}.")
         return lineage
 
-    async def note_cause(self, job_id: str, kind: str, cause: str) -> None:
-        """Keeps the newest reason why something is not done yet; the same one is noted once."""
+    async def note_cause(self, job_id: str, kind: str, cause: str) -> bool:
+        """Keeps the newest reason why something is not done yet; False where it is known already.
+
+        `kind` is one of job_store.NOTES. Several reasons may take turns from look to look: each is
+        noted once until something else happens to the job.
+        """
         async with self.database.transaction() as session:
             lineage = await job_store.lock(session, job_id)
-            if lineage and not lineage.job.ended_at and lineage.job.cause != cause:
-                lineage.job.cause = cause
-                job_store.record(session, lineage.job, self.clock(), kind, {"cause": cause})
+            if not lineage or lineage.job.ended_at or lineage.job.cause == cause:
+                return False
+            if await job_store.is_noted(session, lineage.job, kind, cause):
+                return False
+            lineage.job.cause = cause
+            job_store.record(session, lineage.job, self.clock(), kind, {"cause": cause})
+            return True
 
     async def see(self, lineage: Lineage, attempt: Attempt, seen: SeenJob) -> Lineage | None:
         """Commits what Dataflow says of an attempt; None where the job has changed since it was read."""

@@ -65,6 +65,11 @@ def tie(
     job_store.record(session, lineage.job, now, kind, detail | about(attempt))
 
 
+def held_by(other: str, dataflow_job_id: str) -> str:
+    """Why an attempt cannot have a Dataflow job."""
+    return f"The job {other} manages the Dataflow job {dataflow_job_id}."
+
+
 def about(attempt: Attempt) -> dict[str, Any]:
     """Which attempt an entry of the history is about; nothing where there is but one."""
     return {"attempt": attempt.number, "attempt_kind": attempt.kind} if attempt.number > 1 else {}

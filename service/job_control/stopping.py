@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -38,19 +38,24 @@ class Stopping:
     ) -> bool:
         """Asks for a drain or a cancel; False where it was so already.
 
-        A drain's deadline and policy may be given anew while it lasts.
+        A drain's deadline and policy may be given anew while it lasts; another deadline counts from
+        then. A stop that somebody else began is taken over, so that its deadline is kept as well.
         """
         async with self._means.database.transaction() as session:
             found = await job_store.lock(session, job_id)
             now = self._means.clock()
             lineage, is_new = permit(found, job_id, action, now)
             job = lineage.job
-            deadline = _deadline(job, action, deadline_seconds, on_deadline)
-            if not is_new:
-                if deadline and job.requested_state == "DRAINED" and job.ended_at is None:
-                    job_store.record(session, job, now, "drain_deadline_set", deadline, actor)
+            if job.ended_at is not None:
                 return False
-            self._ask(session, lineage, action, now, deadline, actor)
+            begun = is_new or raised(job.requested_state, GOALS[action]) != job.requested_state
+            deadline = _deadline(job, action, deadline_seconds, on_deadline, None if begun else now)
+            if begun:
+                self._ask(session, lineage, action, now, deadline, actor)
+            elif deadline:
+                job_store.record(session, job, now, "drain_deadline_set", deadline, actor)
+            if not is_new:
+                return False
         await self.send(lineage)
         return True
 
@@ -74,12 +79,11 @@ class Stopping:
         job, now = lineage.job, self._means.clock()
         if not _is_overdue(job, now):
             return False
-        cause = f"The drain is not done after {job.drain_deadline_seconds} s."
+        cause = f"The drain is not done after the {job.drain_deadline_seconds} s that it was given."
         if job.on_drain_deadline != "cancel":
             if job.cause == cause:
                 return False
-            await self._means.note_cause(job.id, "drain_deadline_passed", cause)
-            return True
+            return await self._means.note_cause(job.id, "drain_deadline_passed", cause)
         async with self._means.database.transaction() as session:
             current = await job_store.lock(session, job.id, job.version)
             if current is not None:
@@ -145,22 +149,26 @@ class Stopping:
 
 
 def _deadline(
-    job: Job, action: StopAction, seconds: int | None, policy: DrainPolicy | None
+    job: Job, action: StopAction, seconds: int | None, policy: DrainPolicy | None, given_at: datetime | None
 ) -> dict[str, Any]:
-    """Notes a drain's deadline in the row, where one is given that it does not have yet, and tells of it."""
+    """Notes a drain's deadline in the row, where one is given that it does not have yet, and tells of it.
+
+    `given_at` is the moment it counts from where the drain lasts already.
+    """
     if action != "drain" or (seconds is None and policy is None):
         return {}
-    before = job.drain_deadline_seconds, job.on_drain_deadline
-    job.drain_deadline_seconds = job.drain_deadline_seconds if seconds is None else seconds
+    passed = given_at is not None and _is_overdue(job, given_at)
+    is_other = seconds is not None and (seconds != job.drain_deadline_seconds or passed)
+    if not is_other and policy in (None, job.on_drain_deadline):
+        return {}  # a request that was sent twice does not put the deadline off
+    if is_other:
+        job.drain_deadline_seconds, job.drain_deadline_from = seconds, given_at
     job.on_drain_deadline = policy or job.on_drain_deadline
-    if before == (job.drain_deadline_seconds, job.on_drain_deadline):
-        return {}
     return {"deadline_seconds": job.drain_deadline_seconds, "on_deadline": job.on_drain_deadline}
 
 
 def _is_overdue(job: Job, now: datetime) -> bool:
     if job.ended_at is not None or job.requested_state != "DRAINED":
         return False
-    if job.drain_requested_at is None or job.drain_deadline_seconds is None:
-        return False
-    return now >= job.drain_requested_at + timedelta(seconds=job.drain_deadline_seconds)
+    deadline = job_store.drain_deadline(job)
+    return deadline is not None and now >= deadline

@@ -110,6 +110,7 @@ class Job(SQLModel, table=True):
     pending_attempt: int | None = Field(default=None)
     drain_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     drain_deadline_seconds: int | None = Field(default=None)
+    drain_deadline_from: datetime | None = Field(default=None, sa_type=UtcDateTime)
     on_drain_deadline: str = _text_with_default("wait")
     cancel_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     force_cancel_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
