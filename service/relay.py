@@ -266,5 +266,7 @@ class Relay:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
+    # Not wait_for: on Python 3.11 it drops a cancellation that comes together with the event.
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()

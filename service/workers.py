@@ -115,7 +115,8 @@ class Workers:
                 pause = FIRST_PAUSE_SECONDS
             log.error("worker %d ended unasked (%s); the next one starts in %g s", slot, _exit(code), pause)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._ending.wait()
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _run_one(self, slot: int, *, first: bool) -> tuple[bool, int]:

@@ -87,6 +87,16 @@ async def test_a_lone_event_after_the_outage_is_what_closes_the_breaker(tmp_path
         assert ids(await reader.pull(1)) == ["event-1"]
 
 
+async def test_a_relay_that_is_woken_and_cancelled_at_once_ends(tmp_path):
+    async with pubsub_with_topic(tmp_path) as (_, settings, _), publishing(settings) as world:
+        running = asyncio.create_task(world.relay.run())
+        await until(lambda: world.outbox.arrived._waiters)
+        world.outbox.arrived.set()
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=10)
+        assert done == {running}
+
+
 async def test_the_end_of_a_hang_is_found_while_older_probes_still_hang(tmp_path):
     async with (
         pubsub_with_topic(tmp_path, breaker_open_seconds=0.1, publish_patience_seconds=0.3) as (

@@ -93,7 +93,8 @@ class Replayer:
                 except Exception:
                     log.exception("a replay broke")
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
+                    async with asyncio.timeout(POLL_SECONDS):  # wait_for may drop a cancellation
+                        await self._woken.wait()
                 self._woken.clear()
         finally:
             await self._give_back()

@@ -102,7 +102,8 @@ class Crowd:
             if is_done and not self._under_way and not self._in_line(now):
                 break
             try:
-                await asyncio.wait_for(self._over.wait(), SWEEP_SECONDS)
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._over.wait()
             except TimeoutError:
                 continue
         return self._ended()
