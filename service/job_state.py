@@ -36,9 +36,9 @@ MEANINGS: dict[str, str] = {
     "DONE": "it ended by itself",
     "FAILED": "it broke; `cause` says why",
     "CANCELLED": "it was cancelled, or it was stopped before Dataflow had it",
-    "UPDATED": "another job took its place that was not found",
+    "UPDATED": "another job took its place that was not found, or that another job here manages",
     "DRAINED": "it ended and lost nothing",
-    REJECTED: "Dataflow refused the launch",
+    REJECTED: "the launch was refused or led to nothing of its own; `cause` says why",
     LOST: "Dataflow has denied the job for ten minutes",
 }
 
