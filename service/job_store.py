@@ -230,20 +230,18 @@ async def holder(session: AsyncSession, dataflow_job_id: str) -> str | None:
     return (await session.exec(_holds(dataflow_job_id))).first()
 
 
-async def heir(session: AsyncSession, token: str | None, replaces: str) -> str | None:
-    """The id of the job that is about to manage a Dataflow job, so that nobody else may take it over.
+async def heir(session: AsyncSession, project: str, region: str, name: str, replaces: str) -> str | None:
+    """The id of the job that may be about to manage an active Dataflow job, so that nobody else takes it.
 
-    Its own launch made that, known by the `token`, and the answer is not there yet; or Dataflow has put
-    it in the place of the one that it manages, and the next look has yet to find that out.
+    A launch of its own under that name, which no other active job can have, is without an answer yet; or
+    Dataflow has put it in the place of `replaces`, and the next look has yet to find that out.
     """
     unanswered = col(Attempt.dataflow_job_id).is_(None) & col(Attempt.ended_at).is_(None)
-    own = select(Attempt.job_id).join(Job, col(Attempt.job_id) == col(Job.id)).where(unanswered)
-    if token:
-        launched = await session.exec(
-            own.where(func.coalesce(col(Attempt.launch_token), col(Job.launch_token)) == token)
-        )
-        if job_id := launched.first():
-            return job_id
+    in_place = (col(Job.project) == project) & (col(Job.region) == region)
+    named = func.coalesce(col(Attempt.job_name), col(Job.name)) == name
+    own = select(Attempt.job_id).join(Job, col(Attempt.job_id) == col(Job.id))
+    if job_id := (await session.exec(own.where(unanswered, in_place, named))).first():
+        return job_id
     if not replaces:
         return None
     return (await session.exec(_holds(replaces).where(col(Attempt.ended_at).is_(None)))).first()

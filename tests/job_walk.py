@@ -8,6 +8,8 @@ breaks a process off right before or right after a transaction, which is all tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +25,7 @@ from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow, DataflowError, Launch
 from service.db import Database
-from service.errors import ProblemError
+from service.errors import ActionNotAllowedError, AlreadyManagedError, ProblemError
 from service.job_control import UpdateRequest
 from service.job_state import LAUNCHING, REQUESTED_ORDER, is_terminal
 from service.local.dataflow import DataflowServer
@@ -70,6 +72,17 @@ class FrailDatabase(Database):
         async with super().transaction() as session:
             yield session
         self._burn()
+
+
+class Broken(logging.Handler):
+    """What the reconciler reports as broken and goes on from; here each is a broken law."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.reports: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reports.append(self.format(record))
 
 
 class HandWorker:
@@ -129,6 +142,8 @@ class Walk:
         self._faults: list[Fault] = []
         self._hidden_until: datetime | None = None
         self._seen: dict[str, tuple[str, str, int]] = {}
+        self.broken = Broken()
+        logging.getLogger("service.reconciler").addHandler(self.broken)
 
     @property
     def fleet(self) -> HandFleet:
@@ -140,6 +155,7 @@ class Walk:
         return Reconciler(self.database, self.dataflow, self.settings, lambda: self.now)
 
     async def close(self) -> None:
+        logging.getLogger("service.reconciler").removeHandler(self.broken)
         self.server.faults.set([])
         await self.clients.close()
         await self.database.close()
@@ -172,6 +188,7 @@ class Walk:
             (self._work, 40),
             (self._foreign_hand, 3),
             (self._foreign_update, 2),
+            (self._adopt, 4),
             (self._ill_fated_launch, 3),
             (self._pass_time, 8),
             (self._break, 14),
@@ -300,6 +317,20 @@ class Walk:
             )
             await self.dataflow.launch(wanted, update=True)
 
+    async def _adopt(self) -> None:
+        """Somebody wants to adopt a job that is one of ours, or took the place of one."""
+        active = self.fleet.active()
+        async with self.database.session() as session:
+            known = set((await session.exec(select(Attempt.dataflow_job_id))).all())
+        # Of the second in a row of replacements nobody knows whose it is.
+        ours = [job for job in active if (job.proto.replace_job_id or None) in {None, *known}]
+        if not ours:
+            return
+        proto = self.chance.choice(ours).proto
+        with contextlib.suppress(AlreadyManagedError, ActionNotAllowedError):
+            taken = await self._control().adopt(proto.project_id, proto.location, proto.id, "walk")
+            raise AssertionError(f"{taken} has taken {proto.id}, which is managed")
+
     # What happens in between
 
     async def _pass_time(self) -> None:
@@ -374,6 +405,7 @@ class Walk:
     async def hold_laws(self) -> None:
         """What must be so at every moment. Raises AssertionError."""
         await _settled()
+        assert not self.broken.reports, self.broken.reports[0]
         alive: dict[str, list[LocalJob]] = defaultdict(list)
         for local in self.fleet.active():
             alive[local.proto.labels["signin-job"]].append(local)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy.exc
 
 from service import job_store
-from service.dataflow import LAUNCH_TOKEN_LABEL, Launch
+from service.dataflow import Launch
 from service.local.faults import Fault
 from tests.job_world import TEMPLATE, World
 
@@ -148,13 +148,12 @@ async def test_an_overdue_drain_that_dataflow_does_not_take_is_told_once(world: 
     assert [history.count(kind) for kind in ("drain_deadline_passed", "stop_unanswered")] == [1, 1]
 
 
-async def test_an_attempt_made_before_launch_tokens_were_its_own_is_known_by_the_jobs(world: World) -> None:
+async def test_an_attempt_that_does_not_repeat_its_jobs_name_is_known_by_it(world: World) -> None:
     job_id, made = await lost_answer(world)
     async with world.database.transaction() as session:
         lineage = await job_store.lock(session, job_id)
         assert lineage
-        token, lineage.attempt.launch_token = lineage.attempt.launch_token, None
-    seen = await world.dataflow.get(world.settings.project, world.settings.region, made)
-    assert seen.labels[LAUNCH_TOKEN_LABEL] == token
+        lineage.attempt.job_name = None
+    world.fail(Fault("GetJob", hide="labels"))
     answer = await world.http.post("/jobs/adopt", json={"dataflow_job_id": made})
     assert (answer.status_code, answer.json()["job_id"]) == (409, job_id)

@@ -7,7 +7,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service import job_store
-from service.dataflow import LAUNCH_TOKEN_LABEL, SeenJob
+from service.dataflow import SeenJob
 from service.errors import ActionNotAllowedError, AlreadyManagedError, DatabaseUnavailableError
 from service.job_control import settling
 from service.job_control.means import Means
@@ -48,9 +48,9 @@ class Adoption:
         holder = await job_store.holder(session, seen.id)
         if holder:
             raise AlreadyManagedError(f"The job {holder} manages it.", members={"job_id": holder})
-        heir = await job_store.heir(session, seen.labels.get(LAUNCH_TOKEN_LABEL), seen.replaces)
+        heir = await job_store.heir(session, project, region, seen.name, seen.replaces)
         if heir:
-            raise AlreadyManagedError(f"The job {heir} is about to manage it.", members={"job_id": heir})
+            raise AlreadyManagedError(f"The job {heir} may be about to manage it.", members={"job_id": heir})
         now = self._means.clock()
         job_id = new_id(now)
         name = seen.name[:_LONGEST_NAME]
