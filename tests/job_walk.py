@@ -388,7 +388,7 @@ class Walk:
         waiting = select(Attempt).where(col(Attempt.ended_at).is_(None), unknown)
         async with self.database.session() as session:
             is_waiting = (await session.exec(waiting.limit(1))).first() is not None
-        return self._hidden_until is not None or not is_waiting
+        return any(each.hide for each in self._faults) or not is_waiting
 
     def _end_faults(self) -> None:
         self._set_faults([])
