@@ -5,6 +5,8 @@
 #   service            answers HTTP; the migration runs in it too
 #   local              the local stack, for compose.yaml; it has Beam, DuckDB and the service besides
 # .ci/image goes through the steps of this file where there is no Docker.
+# The requirements are complete, and `pip check` says so: with --no-deps pip has nothing to choose. Where it has,
+# a newer release that one of them asks for with an extra may get the better of the pin, and ends the build.
 ARG BEAM_VERSION=2.77.0
 ARG LAUNCHER_VERSION=20260122_RC00
 
@@ -21,7 +23,7 @@ FROM gcr.io/dataflow-templates-base/python311-template-launcher-base:${LAUNCHER_
 FROM python AS wheel
 WORKDIR /src
 COPY requirements-build.txt ./
-RUN pip install --require-hashes -r requirements-build.txt
+RUN pip install --no-deps --require-hashes -r requirements-build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY alembic alembic
 COPY pipeline pipeline
@@ -34,7 +36,7 @@ COPY --from=beam /opt/apache/beam /opt/apache/beam
 COPY --from=launcher /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
 WORKDIR /template
 COPY requirements-pipeline.txt ./
-RUN pip install --require-hashes -r requirements-pipeline.txt
+RUN pip install --no-deps --require-hashes -r requirements-pipeline.txt
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-deps --no-index /wheels/*.whl && pip check
 # All is installed: workers need no environment of their own, and the launcher has nothing to download. It
@@ -55,7 +57,7 @@ FROM python AS service-packages
 WORKDIR /build
 COPY requirements.txt ./
 RUN python -m venv --without-pip /opt/signin && \
-    pip --python /opt/signin/bin/python install --no-compile --require-hashes -r requirements.txt
+    pip --python /opt/signin/bin/python install --no-compile --no-deps --require-hashes -r requirements.txt
 COPY --from=wheel /wheels /wheels
 RUN pip --python /opt/signin/bin/python install --no-compile --no-deps --no-index /wheels/*.whl && \
     pip --python /opt/signin/bin/python check && \
@@ -65,7 +67,7 @@ FROM python AS local-packages
 WORKDIR /build
 COPY requirements-local.txt ./
 RUN python -m venv --without-pip /opt/signin && \
-    pip --python /opt/signin/bin/python install --no-compile --require-hashes -r requirements-local.txt
+    pip --python /opt/signin/bin/python install --no-compile --no-deps --require-hashes -r requirements-local.txt
 COPY --from=wheel /wheels /wheels
 RUN pip --python /opt/signin/bin/python install --no-compile --no-deps --no-index /wheels/*.whl && \
     pip --python /opt/signin/bin/python check && \
