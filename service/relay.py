@@ -267,4 +267,6 @@ class Relay:
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+        async with asyncio.timeout(seconds):
+            await event.wait()

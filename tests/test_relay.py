@@ -6,12 +6,14 @@ import asyncio
 import time
 from datetime import timedelta
 
+import pytest
+
 from service.db import Database
 from service.local.faults import Fault
 from service.outbox import Outbox
 from service.relay import Relay
-from tests.publishing import breaker_for, message, outbox_events, publishing
-from tests.serving import HANGING, pubsub_with_topic, until
+from tests.publishing import breaker_for, message, outbox_events, publishing, stopped_while_woken
+from tests.serving import HANGING, pubsub_with_topic, settings_for, until
 
 
 def ids(messages):
@@ -197,6 +199,12 @@ async def test_a_relay_that_is_stopped_gives_back_what_it_holds(tmp_path, databa
         await until(lambda: server.faults.calls["Publish"])
     async with publishing(settings) as world:
         assert len((await world.outbox.claim(1000, 1_000_000)).rows) == 100
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_relay_that_is_stopped_at_the_moment_in_which_events_come_ends_all_the_same(tmp_path, steps):
+    async with publishing(settings_for(tmp_path)) as world:
+        await stopped_while_woken(world.relay, world.outbox.arrived, steps)
 
 
 async def test_a_database_that_breaks_after_the_call_does_not_make_the_relay_publish_again(tmp_path):

@@ -21,7 +21,7 @@ from service.local.faults import Fault
 from service.models import utc_now
 from tests.bigquery_servers import local_bigquery, set_faults
 from tests.dead_letter_world import EARLY, LetterTables, ended, letter, letter_service, numbers, replay
-from tests.publishing import publishing
+from tests.publishing import publishing, stopped_while_woken
 from tests.sample_metrics import labelled, scraped
 from tests.serving import assert_problem, settings_for
 from transforms.pubsub_message import MessageExtractingFn
@@ -340,6 +340,15 @@ async def test_what_a_dead_process_left_is_finished_by_another_and_nothing_goes_
         assert (found["state"], found["replayed"], found["repeated"]) == ("DONE", 200, 0)
         world.server.faults.set([])
         assert await payloads(world, 200) == Counter(b"{%d" % number for number in range(200))
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_replayer_that_is_stopped_at_the_moment_in_which_it_is_woken_ends_all_the_same(
+    tmp_path, steps
+):
+    async with publishing(settings_for(tmp_path)) as world:
+        replayer = Replayer(world.database, world.outbox, DeadLetterTable(settings_for(tmp_path)))
+        await stopped_while_woken(replayer, replayer._woken, steps)
 
 
 async def test_a_bigquery_that_comes_back_does_not_end_the_replay(tmp_path, tables, monkeypatch):

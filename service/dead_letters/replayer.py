@@ -91,7 +91,9 @@ class Replayer:
                 except Exception:
                     log.exception("a replay broke")
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
+                    # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._woken.wait()
                 self._woken.clear()
         finally:
             await self._give_back()
