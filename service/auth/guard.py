@@ -25,6 +25,7 @@ from service.errors import (
     DatabaseUnavailableError,
     InsufficientScopeError,
     InvalidCredentialsError,
+    ProblemError,
     RateLimitedError,
 )
 
@@ -86,24 +87,41 @@ class Guard:
         wanted = self._routes.scope_wanted(scope)
         if wanted == scopes.OPEN:
             return ()
-        credential = _credential(headers)
-        if credential is None or (self._tokens is None and not keys.parse(credential)):
-            if not await self._is_open():
-                raise _nobody(credential)
+        now = time.monotonic()
+        caller = await self._caller(headers, now)
+        if caller is ANYBODY:
             self._hosts.require_same_origin(headers)
             scope[SCOPE_KEY] = ANYBODY
             return ()
-        mark = fingerprint(credential)
-        now = time.monotonic()
-        try:
-            caller = self._verified.find(mark, now) or await self._recognised(mark, credential)
-        except InvalidCredentialsError as error:
-            error.headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
-            raise
         scope[SCOPE_KEY] = caller
         if wanted not in caller.scopes:
             raise _too_little(wanted)
         return self._limits.take(caller.id, scope["path"], now)
+
+    async def still_admits(self, scope: Scope) -> bool:
+        """Whether a request whose answer goes on would be let in now, rates aside; False while unknown."""
+        wanted = self._routes.scope_wanted(scope)
+        if wanted == scopes.OPEN:
+            return True
+        try:
+            caller = await self._caller(dict(scope["headers"]), time.monotonic())
+        except ProblemError:
+            return False
+        return wanted in caller.scopes
+
+    async def _caller(self, headers: Mapping[bytes, bytes], now: float) -> Caller:
+        """Who calls, ANYBODY where the service is open. Raises what `admit` says of keys and tokens."""
+        credential = _credential(headers)
+        if credential is None or (self._tokens is None and not keys.parse(credential)):
+            if not await self._is_open():
+                raise _nobody(credential)
+            return ANYBODY
+        mark = fingerprint(credential)
+        try:
+            return self._verified.find(mark, now) or await self._recognised(mark, credential)
+        except InvalidCredentialsError as error:
+            error.headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
+            raise
 
     async def run(self) -> None:
         """Looks at the keys again and again, until it is cancelled; then writes down which were used."""
