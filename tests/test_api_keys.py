@@ -25,6 +25,7 @@ from tests.serving import (
     pubsub_with_topic,
     running,
     settings_for,
+    until,
 )
 
 QUICK = 0.05
@@ -115,6 +116,22 @@ async def test_the_use_of_a_key_is_written_down_at_the_end_at_the_latest(tmp_pat
         assert (await key_store.find(database, [key.row.id]))[key.row.id].last_used_at is None
     used = (await key_store.find(database, [key.row.id]))[key.row.id].last_used_at
     assert used >= before
+
+
+async def test_whether_there_are_keys_is_asked_once_a_look(tmp_path, database_url, monkeypatch):
+    asked = []
+    exist = key_store.exist
+
+    async def counted(database):
+        asked.append(database)
+        return await exist(database)
+
+    monkeypatch.setattr(key_store, "exist", counted)
+    async with shut(tmp_path, database_url, host="127.0.0.1", key_refresh_seconds=60.0) as (app, client):
+        await until(lambda: app.state.guard.knows_callers)
+        assert len(asked) == 1
+        assert (await client.get("/jobs")).status_code == 200
+        assert len(asked) == 1
 
 
 async def test_what_is_remembered_is_bounded(monkeypatch):

@@ -122,10 +122,8 @@ class Guard:
         try:
             while True:
                 try:
-                    await self._verified.refresh(database)
+                    self._keys_exist = await self._verified.refresh(database) or bool(self._keys_exist)
                     await self._verified.note_use(database)
-                    if self._is_open_at_first and not self._keys_exist:
-                        self._keys_exist = await key_store.exist(database)
                     self._looked_at, self._has_looked = time.monotonic(), True
                 except DatabaseUnavailableError as error:
                     log.debug("the keys could not be looked at: %s", error.detail)
