@@ -85,9 +85,10 @@ class Guard:
             scope[SCOPE_KEY] = ANYBODY
             return ()
         scope[SCOPE_KEY] = caller
+        told = self._limits.take(caller.id, scope["path"], now)  # what is refused costs, too
         if wanted not in caller.scopes:
             raise _too_little(wanted)
-        return self._limits.take(caller.id, scope["path"], now)
+        return told
 
     async def still_admits(self, scope: Scope) -> bool:
         """Whether a request whose answer goes on would be let in now, rates aside; False while unknown."""
