@@ -108,7 +108,7 @@ async def test_a_stream_that_nobody_reads_is_ended(tmp_path):
 
 async def test_a_caller_that_reads_slowly_gets_all_of_a_large_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.5)
     async with serving_large_answers(tmp_path) as (port, _):
         caller = asking(port, "/whole", "Connection: close")
         started = asyncio.get_running_loop().time()
@@ -119,7 +119,7 @@ async def test_a_caller_that_reads_slowly_gets_all_of_a_large_answer(tmp_path, m
 
 async def test_a_stream_that_is_read_slowly_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1.5)
     async with serving_large_answers(tmp_path) as (port, answers):
         caller = asking(port, "/stream")
         reading = asyncio.create_task(read_to_the_end(caller, 0.02))
