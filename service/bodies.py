@@ -204,11 +204,26 @@ def require_plain(headers: Mapping[bytes, bytes]) -> None:
         raise UnsupportedMediaTypeError("Only sign-ins may have a Content-Encoding: send the body as it is.")
 
 
-def require_json(request: Request) -> None:
-    """Raises UnsupportedMediaTypeError; a page of another site cannot send JSON without being asked."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaTypeError("Send the body as application/json.")
+def media_type(headers: Mapping[bytes, bytes]) -> bytes:
+    """The content type without its parameters, in lower case; empty where there is none."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def require_json(headers: Mapping[bytes, bytes]) -> None:
+    """Raises UnsupportedMediaTypeError unless the content type is application/json.
+
+    An absent type is refused as well: a page in a browser can send such a body to any address without
+    being asked, `application/json` it cannot.
+    """
+    if headers.get(b"content-type") == b"application/json":
+        return
+    if media_type(headers) != b"application/json":
+        raise UnsupportedMediaTypeError("Send the body with the header `Content-Type: application/json`.")
+
+
+def json_only(request: Request) -> None:
+    """`require_json` as what a route depends on."""
+    require_json(dict(request.scope["headers"]))
 
 
 def unpack(data: bytes, encoding: bytes, cap: int) -> bytes:

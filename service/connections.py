@@ -25,12 +25,13 @@ from service.errors import (
     RequestTimeoutError,
     TooManyConnectionsError,
 )
+from service.lingering import LingeringTransport
 from service.metrics import Metrics, families
 from service.problems import rendered
 
 SWEEP_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 1
-LINGER_SECONDS = 2.0
+UNREAD_SECONDS = 30.0  # so long may a caller take nothing of an answer that waits for it
 MOST_LINGER_BYTES = 32_000_000
 _SCOPE_KEY = "signin.cycle"
 _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})  # of another protocol
@@ -103,46 +104,15 @@ class Connections:
         return False
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Ends those that have begun a request, or never sent one, and are too late with its head."""
+        """Ends those that are too late with a head that they owe, or do not take what is written to them."""
         now = loop.time()
         for connection, since in list(self.waiting.items()):
             if now - since > self.header_deadline_seconds and not connection.is_kept_alive:
                 del self.waiting[connection]
                 connection.give_up()
-        self._alarm = loop.call_later(SWEEP_SECONDS, self._sweep, loop) if self.waiting else None
-
-
-class LingeringTransport:
-    """A transport whose `close` lets the caller read the answer to a request that was not read to its end.
-
-    Closing a socket that has unread bytes makes the kernel reset the connection, and the answer may be
-    lost with it. So only our side is closed; what comes is thrown away, for `LINGER_SECONDS` at most.
-    https://www.rfc-editor.org/rfc/rfc9112#section-9.6
-    """
-
-    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
-        self._transport = transport
-        self._connection = connection
-        self._is_lingering = False
-        # Bound here, so that the way of each answer is as short as it was.
-        self.write = transport.write
-        self.get_extra_info = transport.get_extra_info
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-        self.abort = transport.abort
-
-    def is_closing(self) -> bool:
-        return self._is_lingering or self._transport.is_closing()
-
-    def close(self) -> None:
-        if self.is_closing() or not self._connection.has_unread_bytes:
-            self._transport.close()
-            return
-        self._is_lingering = True
-        self._connection.discard_from_now_on()
-        self._transport.write_eof()
-        self._transport.resume_reading()
-        self._connection.loop.call_later(LINGER_SECONDS, self._transport.close)
+        for connection in list(self.all):
+            connection.end_if_unread(now)
+        self._alarm = loop.call_later(SWEEP_SECONDS, self._sweep, loop) if self.all else None
 
 
 class Connection(HttpToolsProtocol):
@@ -156,6 +126,9 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._refusal: ProblemError | None = None
         self._discarded_bytes: int | None = None  # None while what comes is looked at
+        self._unread: tuple[int, float] | None = (
+            None  # least bytes that waited for the caller, and since when
+        )
         self.is_kept_alive = False
 
     @property
@@ -178,6 +151,23 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._bounds.waiting.pop(self, None)
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        self._unread = None
+        super().resume_writing()
+
+    def end_if_unread(self, now: float) -> None:
+        """Cuts off a caller that takes nothing; one that is slow has taken something since the last look.
+
+        Only what nothing is added to tells that: an answer that has to wait, or a connection's last bytes.
+        """
+        if not self.flow.write_paused and not self.transport.is_closing():
+            return
+        size = self.transport.get_write_buffer_size()
+        if self._unread is None or size < self._unread[0]:
+            self._unread = (size, now)
+        elif now - self._unread[1] > UNREAD_SECONDS:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._discarded_bytes is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -43,9 +43,12 @@ class Streams:
         """Ends every stream soon; who follows one reconnects elsewhere."""
         self._closing.set()
 
-    def follow(self, job_id: str, after: int) -> EventStream:
-        """The answer that sends what happened after the entry of sequence `after`."""
-        return EventStream(self, self._events(job_id, after))
+    def follow(self, job_id: str, after: int, is_admitted: Callable[[], Awaitable[bool]]) -> EventStream:
+        """The answer that sends what happened after the entry of sequence `after`.
+
+        It ends when its caller is admitted no more, as one whose key was revoked: who comes back is told why.
+        """
+        return EventStream(self, self._events(job_id, after, is_admitted))
 
     def enter(self) -> None:
         """Raises TooManyStreamsError."""
@@ -54,10 +57,12 @@ class Streams:
             raise TooManyStreamsError(detail, retry_after_seconds=5)
         self.open += 1
 
-    async def _events(self, job_id: str, after: int) -> AsyncIterator[bytes]:
+    async def _events(
+        self, job_id: str, after: int, is_admitted: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[bytes]:
         yield b"retry: %d\n\n" % RETRY_MILLISECONDS
         said_at = time.monotonic()
-        while not self._closing.is_set():
+        while not self._closing.is_set() and await is_admitted():
             try:
                 async with self._database.session() as session:
                     # The job first: what was committed with its end is then in the list.

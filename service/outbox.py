@@ -60,8 +60,8 @@ class Outbox:
         seconds = (metrics or Metrics()).outbox_commit_seconds
         self._committed, self._failed = seconds.cell("committed"), seconds.cell("failed")
         self._database = database
-        self._max_rows = settings.outbox_max_rows
-        self._max_bytes = settings.outbox_max_bytes
+        self.max_rows = settings.outbox_max_rows
+        self.max_bytes = settings.outbox_max_bytes
         self._deadline = settings.outbox_deadline_seconds
         self._clock = clock
         self._group_commit = GroupCommit(self._commit)
@@ -125,8 +125,8 @@ class Outbox:
         return True
 
     def _require_room(self, rows: int, size: int) -> None:
-        surplus_rows = self.rows + self._group_commit.rows + rows - self._max_rows
-        surplus_bytes = self.bytes + self._group_commit.bytes + size - self._max_bytes
+        surplus_rows = self.rows + self._group_commit.rows + rows - self.max_rows
+        surplus_bytes = self.bytes + self._group_commit.bytes + size - self.max_bytes
         if surplus_rows <= 0 and surplus_bytes <= 0:
             return
         average = max(1.0, self.bytes / self.rows) if self.rows else 1.0

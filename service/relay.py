@@ -266,7 +266,7 @@ class Relay:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    # Not wait_for: on Python 3.11 it drops a cancellation that comes together with the event.
     with suppress(TimeoutError):
+        # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -71,8 +71,15 @@ class TemplateSpec(msgspec.Struct, frozen=True):
         return found
 
 
-class _ContainerSpec(msgspec.Struct, frozen=True):
+class _File(msgspec.Struct, frozen=True):
+    """A container spec, or metadata alone: those have no image."""
+
+    image: str | None = None
     metadata: TemplateSpec | None = None
+
+
+class NoMetadataError(Exception):
+    """The container spec says nothing of its parameters, as it may: any may be right."""
 
 
 class TemplateSpecs:
@@ -94,6 +101,8 @@ class TemplateSpecs:
         spec = None
         try:
             spec = await self.read(pipeline)
+        except NoMetadataError:
+            log.debug("the template spec %s has no metadata: Dataflow alone judges the parameters", place)
         except (OSError, RestError, msgspec.MsgspecError) as error:
             log.warning("the template spec %s cannot be read: %s", place, error)
         if len(self._kept) >= _KEPT_SPECS:
@@ -103,7 +112,10 @@ class TemplateSpecs:
         return spec
 
     async def read(self, pipeline: Pipeline) -> TemplateSpec | None:
-        """The spec as it is now, None where there is no bucket. Raises OSError, RestError, MsgspecError."""
+        """The spec as it is now, None where there is no bucket.
+
+        Raises NoMetadataError, OSError, RestError or MsgspecError.
+        """
         if pipeline.template_metadata:
             return _read(await asyncio.to_thread(pipeline.template_metadata.read_bytes))
         return _read(await self._fetch(pipeline.template_path)) if self._has_buckets else None
@@ -115,8 +127,13 @@ class TemplateSpecs:
 
 
 def _read(content: bytes) -> TemplateSpec:
-    spec = msgspec.json.decode(content, type=_ContainerSpec)
-    return spec.metadata or msgspec.json.decode(content, type=TemplateSpec)
+    try:
+        spec = msgspec.json.decode(content, type=_File)
+        if spec.metadata is None and spec.image is not None:
+            raise NoMetadataError
+        return spec.metadata or msgspec.json.decode(content, type=TemplateSpec)
+    except UnicodeDecodeError as error:  # msgspec's own way to say that a string is none
+        raise msgspec.DecodeError("the spec is not UTF-8") from error
 
 
 def _fits(regex: str, value: str) -> bool:

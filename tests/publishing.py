@@ -13,6 +13,7 @@ from service.outbox import Outbox
 from service.publisher import Publisher
 from service.relay import Relay
 from service.topic import Topic
+from tests.serving import until
 
 
 def breaker_for(settings):
@@ -70,3 +71,17 @@ async def outbox_events(outbox):
 def message(number):
     """The data and attributes of event `number`."""
     return b'{"n":%d}' % number, {"event_id": f"event-{number}"}
+
+
+async def stopped_while_woken(worker, woken, steps):
+    """Cancels `worker.run()` so many steps of the event loop after `woken` was set; fails if it goes on."""
+    running = asyncio.create_task(worker.run())
+    await until(lambda: woken._waiters)
+    woken.set()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    ended, _ = await asyncio.wait([running], timeout=2)
+    running.cancel()
+    await asyncio.wait([running])
+    assert ended

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from service import server
 from service.app import create_app
 from service.clients import Clients
 from service.config import Settings
+from service.db import migrate
 from service.local.faults import Fault
 from service.local.pubsub import PubsubServer
 
@@ -95,6 +97,23 @@ async def running(app):
 async def serving(settings):
     async with running(create_app(settings)) as client:
         yield client
+
+
+@asynccontextmanager
+async def listening(settings, app=None):
+    """The server with its connections, in this loop; yields its port."""
+    migrate(settings)
+    listener = server.listen_on("127.0.0.1", 0)
+    started = asyncio.Event()
+    running = server.Server(app or create_app(settings), started.set)
+    # Signals stay with pytest: `serve` would take them.
+    task = asyncio.create_task(running._serve(sockets=[listener]))
+    await asyncio.wait_for(started.wait(), 30)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        running.should_exit = True
+        await asyncio.wait_for(task, 30)
 
 
 async def until(condition, seconds=5.0):

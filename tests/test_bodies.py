@@ -18,7 +18,7 @@ from service.errors import (
     InvalidEncodingError,
     UnsupportedMediaTypeError,
 )
-from tests.serving import settings_for
+from tests.serving import serving, settings_for
 
 CAP = 100_000
 
@@ -161,3 +161,27 @@ async def test_unpacked_bytes_count_as_well(tmp_path):
         body.unpacked(gzip.compress(b" " * 3000), b"gzip")
     body.release()
     assert shared.free_bytes == 2000
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        [],
+        ["text/plain"],
+        ["application/jsonx"],
+        ["application/json"],
+        ["Application/JSON; charset=utf-8"],
+        ["application/json", "text/plain"],
+        ["text/plain", "application/json"],
+    ],
+)
+async def test_a_sign_in_and_a_launch_are_judged_alike_by_their_content_types(tmp_path, types):
+    headers = [("Content-Type", each) for each in types]
+    async with serving(settings_for(tmp_path)) as client:
+        answers = [
+            await client.post(path, content=b'{"colour": "red"}', headers=headers)
+            for path in ("/events/signin", "/jobs")
+        ]
+    assert len({answer.status_code for answer in answers}) == 1
+    if answers[0].status_code == 415:
+        assert len({answer.json()["detail"] for answer in answers}) == 1

@@ -186,6 +186,18 @@ async def test_buckets_and_templates_that_cannot_be_used_are_told(world, tmp_pat
     assert "roles/storage.objectViewer" in found.remedies[0]
 
 
+async def test_a_template_without_metadata_is_no_trouble_and_one_that_is_not_utf_8_is(world):
+    world.storage.objects["jobs", "bare.json"] = b'{"image": "i"}'
+    world.storage.objects["jobs", "odd.json"] = b'{"image": "\xff"}'
+    names = ("bare", "odd")
+    pipelines = {name: Pipeline(template_path=f"gs://jobs/{name}.json") for name in names}
+    told = {each.target: each for each in await world.find("template", pipelines=pipelines)}
+    bare, odd = (told[f"gs://jobs/{name}.json"] for name in names)
+    assert (bare.status, odd.status) == ("ok", "failed")
+    assert "no metadata" in bare.detail
+    assert "no readable template: the spec is not UTF-8" in odd.detail
+
+
 async def test_a_table_that_cannot_take_the_rows_is_told_by_its_column(world):
     with StrictBigQuery(columns=["userid"]) as bigquery:
         [found] = await world.find("table", bigquery_emulator_host=bigquery.url)

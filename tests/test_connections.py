@@ -5,34 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
 
 import httpx
 
-from service import server
-from service.app import create_app
-from service.db import migrate
-from tests.serving import ARTICLE, JSON, pubsub_with_topic, settings_for
+from tests.serving import ARTICLE, JSON, listening, pubsub_with_topic, settings_for
 
 HEAD = b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-@asynccontextmanager
-async def listening(settings):
-    """The server with its connections, in this loop; yields its port."""
-    migrate(settings)
-    listener = server.listen_on("127.0.0.1", 0)
-    started = asyncio.Event()
-    running = server.Server(create_app(settings), started.set)
-    # Signals stay with pytest: `serve` would take them.
-    task = asyncio.create_task(running._serve(sockets=[listener]))
-    await asyncio.wait_for(started.wait(), 30)
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        running.should_exit = True
-        await asyncio.wait_for(task, 30)
 
 
 async def opened(port, data=b""):

@@ -13,8 +13,15 @@ import pytest
 from fastapi import FastAPI
 
 from service import job_store, job_streams, jobs, problems, server
+from service.app import create_app
+from service.auth import Guard, key_store
 from service.google_rest import GoogleRest
+from service.job_bodies import NewJob
+from service.job_request import new_job
+from service.models import utc_now
+from tests.doors import bearer, make_key
 from tests.job_world import World, make_world
+from tests.serving import listening, settings_for
 
 STREAM = {"Accept": "text/event-stream"}
 pytestmark = pytest.mark.timeout(60)
@@ -32,6 +39,7 @@ async def replica(world: World) -> AsyncIterator[tuple[httpx.AsyncClient, server
     problems.install(app)
     app.include_router(jobs.router)
     app.state.settings = world.settings
+    app.state.guard = Guard(world.settings)
     rest = GoogleRest(world.clients)
     app.state.desk = jobs.Desk(
         world.settings, world.database, world.dataflow, world.reconciler, rest, world.clock
@@ -199,3 +207,48 @@ async def test_a_last_event_id_that_is_none_is_refused(last: str, world: World) 
 async def test_a_stream_of_an_unknown_job_is_not_found(world: World) -> None:
     answer = await world.http.get(f"/jobs/{'0' * 20}/events", headers=STREAM)
     assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
+
+
+@asynccontextmanager
+async def followed(tmp_path, database_url: str, host: str) -> AsyncIterator[tuple]:
+    """The whole service with a job and a reader's key, and a way to follow the job; yields both."""
+    settings = settings_for(tmp_path, database_url=database_url, host=host, key_refresh_seconds=0.05)
+    app = create_app(settings)
+    async with listening(settings, app) as port:
+        job = new_job(NewJob(shared_subscription=True), settings, utc_now())
+        async with app.state.database.transaction() as session:
+            await job_store.insert(session, job, "test")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            yield (
+                app,
+                lambda headers: client.stream("GET", f"/jobs/{job.id}/events", headers=STREAM | headers),
+            )
+
+
+async def test_a_stream_ends_with_the_key_that_it_was_asked_for_with(
+    tmp_path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_streams, "POLL_SECONDS", 0.05)
+    async with followed(tmp_path, database_url, "0.0.0.0") as (app, follow):
+        key, other = [await make_key(app.state.database, "jobs:read", name=name) for name in ("a", "b")]
+        async with follow(bearer(key.text)) as stream, follow(bearer(other.text)) as second:
+            lines, others = stream.aiter_lines(), second.aiter_lines()
+            await read(lines, 1)
+            await read(others, 1)
+            await key_store.revoke(app.state.database, key.row.id, utc_now(), "test")
+            await asyncio.wait_for(read(lines), 5)  # to its end
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(read(others), 0.5)
+        async with follow(bearer(key.text)) as again:
+            assert again.status_code == 401
+
+
+async def test_a_stream_that_needed_no_key_ends_with_the_first_one(
+    tmp_path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_streams, "POLL_SECONDS", 0.05)
+    async with followed(tmp_path, database_url, "127.0.0.1") as (app, follow), follow({}) as stream:
+        lines = stream.aiter_lines()
+        await read(lines, 1)
+        await make_key(app.state.database, "jobs:read")
+        await asyncio.wait_for(read(lines), 5)  # to its end

@@ -251,6 +251,8 @@ UNREADABLE = {
     "missing": None,
     "no JSON": b"no JSON",
     "another form": b'{"metadata": {"parameters": 5}}',
+    "not UTF-8": b'{"metadata": {"parameters": [{"name": "\xff"}]}}',
+    "without metadata, which are optional": b'{"image": "i", "sdkInfo": {"language": "PYTHON"}}',
     "too large": b" " * (MOST_BYTES + 1) + b"{}",
 }
 

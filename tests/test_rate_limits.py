@@ -71,6 +71,13 @@ async def test_each_answer_says_what_is_left_and_too_much_is_429(tmp_path, datab
         assert (await client.get("/healthz", headers=bearer(key.text))).status_code == 200
 
 
+async def test_what_a_key_may_not_do_counts_too(tmp_path, database_url):
+    async with shut(tmp_path, database_url, control_requests_per_second=0.3) as (app, client):
+        key = await make_key(app.state.database, "events:write")
+        answers = [await client.get("/jobs", headers=bearer(key.text)) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [403, 403, 403, 429]
+
+
 async def test_a_limit_of_zero_is_none(tmp_path, database_url):
     async with shut(tmp_path, database_url, control_requests_per_second=0) as (app, client):
         key = await make_key(app.state.database, "admin")

@@ -6,12 +6,14 @@ import asyncio
 import time
 from datetime import timedelta
 
+import pytest
+
 from service.db import Database
 from service.local.faults import Fault
 from service.outbox import Outbox
 from service.relay import Relay
-from tests.publishing import breaker_for, message, outbox_events, publishing
-from tests.serving import HANGING, pubsub_with_topic, until
+from tests.publishing import breaker_for, message, outbox_events, publishing, stopped_while_woken
+from tests.serving import HANGING, pubsub_with_topic, settings_for, until
 
 
 def ids(messages):
@@ -85,16 +87,6 @@ async def test_a_lone_event_after_the_outage_is_what_closes_the_breaker(tmp_path
         assert (await world.publisher.publish(*message(1))).status == "spooled"
         await until(lambda: world.breaker.is_closed)
         assert ids(await reader.pull(1)) == ["event-1"]
-
-
-async def test_a_relay_that_is_woken_and_cancelled_at_once_ends(tmp_path):
-    async with pubsub_with_topic(tmp_path) as (_, settings, _), publishing(settings) as world:
-        running = asyncio.create_task(world.relay.run())
-        await until(lambda: world.outbox.arrived._waiters)
-        world.outbox.arrived.set()
-        running.cancel()
-        done, _ = await asyncio.wait([running], timeout=10)
-        assert done == {running}
 
 
 async def test_the_end_of_a_hang_is_found_while_older_probes_still_hang(tmp_path):
@@ -207,6 +199,12 @@ async def test_a_relay_that_is_stopped_gives_back_what_it_holds(tmp_path, databa
         await until(lambda: server.faults.calls["Publish"])
     async with publishing(settings) as world:
         assert len((await world.outbox.claim(1000, 1_000_000)).rows) == 100
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_relay_that_is_stopped_at_the_moment_in_which_events_come_ends_all_the_same(tmp_path, steps):
+    async with publishing(settings_for(tmp_path)) as world:
+        await stopped_while_woken(world.relay, world.outbox.arrived, steps)
 
 
 async def test_a_database_that_breaks_after_the_call_does_not_make_the_relay_publish_again(tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.dead_letters import replayer as replayer_module
+from service.dead_letters import room
 from service.dead_letters.letters import Letter
 from service.dead_letters.replayer import Replayer
 from service.dead_letters.table import DeadLetterTable
@@ -20,9 +21,9 @@ from service.local.faults import Fault
 from service.models import utc_now
 from tests.bigquery_servers import local_bigquery, set_faults
 from tests.dead_letter_world import EARLY, LetterTables, ended, letter, letter_service, numbers, replay
-from tests.publishing import publishing
+from tests.publishing import publishing, stopped_while_woken
 from tests.sample_metrics import labelled, scraped
-from tests.serving import assert_problem
+from tests.serving import assert_problem, settings_for
 from transforms.pubsub_message import MessageExtractingFn
 from transforms.replay import event_id_of, replay_attributes
 from transforms.signin_event import is_event_id
@@ -239,7 +240,7 @@ async def test_while_pubsub_is_away_the_letters_wait_in_the_outbox_and_no_more_t
     tmp_path, tables, monkeypatch
 ):
     monkeypatch.setattr(replayer_module, "BATCH_LETTERS", 50)
-    monkeypatch.setattr(replayer_module, "MOST_WAITING_EVENTS", 100)
+    monkeypatch.setattr(room, "MOST_WAITING_EVENTS", 100)
     tables.add(*(letter(number) for number in range(400)))
     async with letter_service(tmp_path, tables) as world:
         world.server.faults.set([AWAY])
@@ -256,6 +257,39 @@ async def test_while_pubsub_is_away_the_letters_wait_in_the_outbox_and_no_more_t
         assert await payloads(world, 400) == Counter(b"{%d" % number for number in range(400))
 
 
+@pytest.mark.parametrize("bounds", [{"outbox_max_rows": 3}, {"outbox_max_bytes": 1600}])
+async def test_an_outbox_smaller_than_a_batch_takes_the_letters_in_portions(tmp_path, tables, bounds):
+    at_once = (letter(number, failed_at=EARLY) for number in range(5))  # portions end within one moment too
+    tables.add(*at_once, *(letter(number) for number in range(5, 11)))
+    async with letter_service(tmp_path, tables, **bounds) as world:
+        found = await replay(world.client)
+        assert (found["state"], found["read"], found["replayed"]) == ("DONE", 11, 11)
+        assert await payloads(world, 11) == Counter(b"{%d" % number for number in range(11))
+
+
+async def test_a_replay_goes_on_beside_parked_events_that_take_room_in_the_outbox(tmp_path, tables):
+    tables.add(*(letter(number) for number in range(8)))
+    async with publishing(settings_for(tmp_path)) as before:
+        await before.outbox.spool([(b"parked", {}), (b"parked too", {})])
+        claim = await before.outbox.claim(2, 1000)
+        await before.outbox.finish(claim, [], dict.fromkeys((row.id for row in claim.rows), "refused"))
+    async with letter_service(tmp_path, tables, outbox_max_rows=4) as world:
+        found = await replay(world.client)
+        assert (found["state"], found["replayed"]) == ("DONE", 8)
+        assert await payloads(world, 8) == Counter(b"{%d" % number for number in range(8))
+
+
+async def test_a_letter_that_no_outbox_of_these_bounds_can_hold_fails_the_replay_with_the_setting(
+    tmp_path, tables
+):
+    tables.add(letter(1), letter(2), letter(3, payload=b"x" * 2000), letter(4))
+    async with letter_service(tmp_path, tables, outbox_max_bytes=1600) as world:
+        found = await replay(world.client)
+        assert (found["state"], found["read"], found["replayed"]) == ("FAILED", 2, 2)
+        assert "SIGNIN_OUTBOX_MAX_BYTES" in found["cause"]
+        assert await payloads(world, 2) == Counter([b"{1", b"{2"])
+
+
 async def read_of(world, location, count):
     deadline = asyncio.get_running_loop().time() + 20
     while (await world.client.get(location)).json()["read"] < count:
@@ -265,7 +299,7 @@ async def read_of(world, location, count):
 
 async def test_one_replay_at_a_time_until_it_is_cancelled(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(replayer_module, "BATCH_LETTERS", 50)
-    monkeypatch.setattr(replayer_module, "MOST_WAITING_EVENTS", 10)
+    monkeypatch.setattr(room, "MOST_WAITING_EVENTS", 10)
     tables.add(*(letter(number) for number in range(200)))
     async with letter_service(tmp_path, tables) as world:
         world.server.faults.set([AWAY])
@@ -289,7 +323,7 @@ async def test_what_a_dead_process_left_is_finished_by_another_and_nothing_goes_
     tmp_path, tables, database_url, monkeypatch
 ):
     monkeypatch.setattr(replayer_module, "BATCH_LETTERS", 50)
-    monkeypatch.setattr(replayer_module, "MOST_WAITING_EVENTS", 10)
+    monkeypatch.setattr(room, "MOST_WAITING_EVENTS", 10)
     tables.add(*(letter(number) for number in range(200)))
     async with letter_service(tmp_path, tables, database_url=database_url) as world:
         world.server.faults.set([AWAY])
@@ -299,13 +333,22 @@ async def test_what_a_dead_process_left_is_finished_by_another_and_nothing_goes_
         async with publishing(world.settings) as other:
             table = DeadLetterTable(world.settings)
             later = lambda: utc_now() + timedelta(seconds=replayer_module.HOLD_SECONDS + 1)  # noqa: E731
-            monkeypatch.setattr(replayer_module, "MOST_WAITING_EVENTS", 1000)
+            monkeypatch.setattr(room, "MOST_WAITING_EVENTS", 1000)
             await asyncio.wait_for(Replayer(other.database, other.outbox, table, later).tick(), 20)
             await table.close()
         found = await ended(world.client, location)
         assert (found["state"], found["replayed"], found["repeated"]) == ("DONE", 200, 0)
         world.server.faults.set([])
         assert await payloads(world, 200) == Counter(b"{%d" % number for number in range(200))
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_replayer_that_is_stopped_at_the_moment_in_which_it_is_woken_ends_all_the_same(
+    tmp_path, steps
+):
+    async with publishing(settings_for(tmp_path)) as world:
+        replayer = Replayer(world.database, world.outbox, DeadLetterTable(settings_for(tmp_path)))
+        await stopped_while_woken(replayer, replayer._woken, steps)
 
 
 async def test_a_bigquery_that_comes_back_does_not_end_the_replay(tmp_path, tables, monkeypatch):

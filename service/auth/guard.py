@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
 from starlette.types import Scope
 
 from service.auth import key_store, keys, scopes
 from service.auth.callers import ANYBODY, SCOPE_KEY, Caller
 from service.auth.hosts import Hosts
-from service.auth.rate_limits import Bucket, Headers, RateLimits
+from service.auth.questions import LookUps, Questions
+from service.auth.rate_limits import Headers, RateLimits
 from service.auth.routes import Routes
 from service.auth.tokens import Tokens
 from service.auth.verified import Verified, fingerprint, look_up
@@ -25,6 +25,7 @@ from service.errors import (
     DatabaseUnavailableError,
     InsufficientScopeError,
     InvalidCredentialsError,
+    ProblemError,
     RateLimitedError,
 )
 
@@ -33,13 +34,6 @@ log = logging.getLogger(__name__)
 REALM = 'Bearer realm="signin"'
 _BEARER = b"bearer "
 _KEY_HEADER = b"x-api-key"
-MOST_QUESTIONS = 4
-MOST_WAITING = 200
-QUESTION_SECONDS = 6.0
-# After a question without an answer the next callers are told so at once.
-PAUSE_SECONDS = 1.0
-# Keys that nobody knows cost a look into the database each: so many a second, those that we know not counted.
-LOOK_UPS_PER_SECOND = 100.0
 
 
 class Guard:
@@ -55,10 +49,8 @@ class Guard:
         self._is_open_to_all = settings.allow_unauthenticated_access
         self._is_open_at_first = settings.is_open_at_first
         self._keys_exist: bool | None = None
-        self._questions = asyncio.Semaphore(MOST_QUESTIONS)
-        self._waiting = 0
-        self._failed_at = float("-inf")
-        self._look_ups = Bucket(LOOK_UPS_PER_SECOND, time.monotonic())
+        self._of_keys, self._of_tokens = Questions(), Questions()
+        self._look_ups = LookUps(time.monotonic())
         self.database: Database | None = None
         self._looked_at = time.monotonic()
         self._has_looked = False
@@ -86,24 +78,43 @@ class Guard:
         wanted = self._routes.scope_wanted(scope)
         if wanted == scopes.OPEN:
             return ()
+        now = time.monotonic()
+        caller = await self._caller(scope, headers, now)
+        if caller is ANYBODY:
+            self._hosts.require_same_origin(headers)
+            scope[SCOPE_KEY] = ANYBODY
+            return ()
+        scope[SCOPE_KEY] = caller
+        told = self._limits.take(caller.id, scope["path"], now)  # what is refused costs, too
+        if wanted not in caller.scopes:
+            raise _too_little(wanted)
+        return told
+
+    async def still_admits(self, scope: Scope) -> bool:
+        """Whether a request whose answer goes on would be let in now, rates aside; False while unknown."""
+        wanted = self._routes.scope_wanted(scope)
+        if wanted == scopes.OPEN:
+            return True
+        try:
+            caller = await self._caller(scope, dict(scope["headers"]), time.monotonic())
+        except ProblemError:
+            return False
+        return wanted in caller.scopes
+
+    async def _caller(self, scope: Scope, headers: Mapping[bytes, bytes], now: float) -> Caller:
+        """Who calls, ANYBODY where the service is open. Raises what `admit` says of keys and tokens."""
         credential = _credential(headers)
         if credential is None or (self._tokens is None and not keys.parse(credential)):
             if not await self._is_open():
                 raise _nobody(credential)
-            self._hosts.require_same_origin(headers)
-            scope[SCOPE_KEY] = ANYBODY
-            return ()
+            return ANYBODY
         mark = fingerprint(credential)
-        now = time.monotonic()
         try:
-            caller = self._verified.find(mark, now) or await self._recognised(mark, credential)
+            known = self._verified.find(mark, now)
+            return known or await self._recognised(mark, credential, _address(scope))
         except InvalidCredentialsError as error:
             error.headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
             raise
-        scope[SCOPE_KEY] = caller
-        if wanted not in caller.scopes:
-            raise _too_little(wanted)
-        return self._limits.take(caller.id, scope["path"], now)
 
     async def run(self) -> None:
         """Looks at the keys again and again, until it is cancelled; then writes down which were used."""
@@ -112,10 +123,8 @@ class Guard:
         try:
             while True:
                 try:
-                    await self._verified.refresh(database)
+                    self._keys_exist = await self._verified.refresh(database) or bool(self._keys_exist)
                     await self._verified.note_use(database)
-                    if self._is_open_at_first and not self._keys_exist:
-                        self._keys_exist = await key_store.exist(database)
                     self._looked_at, self._has_looked = time.monotonic(), True
                 except DatabaseUnavailableError as error:
                     log.debug("the keys could not be looked at: %s", error.detail)
@@ -143,48 +152,43 @@ class Guard:
         if self.database is None:
             self._keys_exist = False
             return
-        async with self._question():
+        async with self._of_keys.turn():
             if self._keys_exist is None:
                 self._keys_exist = await key_store.exist(self.database)
                 self._has_looked = True
 
-    async def _recognised(self, mark: bytes, credential: bytes) -> Caller:
+    async def _recognised(self, mark: bytes, credential: bytes, address: str) -> Caller:
         """The caller of a credential that was not seen lately."""
-        async with self._question():
+        presented = keys.parse(credential)
+        async with (self._of_keys if presented else self._of_tokens).turn():
             known = self._verified.find(mark, time.monotonic())  # another request may have asked
-            return known or await self._ask(mark, credential)
+            if known:
+                return known
+            try:
+                if presented:
+                    return await self._asked_for_key(mark, presented, address)
+                return await self._asked_for_token(mark, credential)
+            except InvalidCredentialsError as error:
+                self._verified.add_refused(mark, error)
+                raise
 
-    @asynccontextmanager
-    async def _question(self) -> AsyncIterator[None]:
-        """A turn to ask the database or the issuer, in time. Raises AuthenticationUnavailableError."""
-        if self._waiting >= MOST_WAITING or time.monotonic() - self._failed_at < PAUSE_SECONDS:
-            raise _unavailable("Others wait for the same.")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(QUESTION_SECONDS), self._questions:
-                yield
-        except (DatabaseUnavailableError, TimeoutError) as error:
-            self._failed_at = time.monotonic()
-            raise _unavailable(getattr(error, "detail", "There was no answer in time.")) from error
-        finally:
-            self._waiting -= 1
+    async def _asked_for_token(self, mark: bytes, credential: bytes) -> Caller:
+        assert self._tokens  # without them only keys come here
+        caller = await self._tokens.verify(credential)
+        self._verified.add_token(mark, caller)
+        return caller
 
-    async def _ask(self, mark: bytes, credential: bytes) -> Caller:
-        try:
-            presented = keys.parse(credential)
-            if presented is None:
-                assert self._tokens  # without them only keys come here
-                caller = await self._tokens.verify(credential)
-                self._verified.add_token(mark, caller)
-                return caller
-            if not self._look_ups.take(time.monotonic(), LOOK_UPS_PER_SECOND, LOOK_UPS_PER_SECOND):
-                raise RateLimitedError("Too many unknown keys were presented.", retry_after_seconds=1)
-            if self.database is None:
-                raise AuthenticationUnavailableError("The service is starting.", retry_after_seconds=1)
-            return self._verified.add_key(mark, await look_up(self.database, presented))
-        except InvalidCredentialsError as error:
-            self._verified.add_refused(mark, error)
-            raise
+    async def _asked_for_key(self, mark: bytes, presented: keys.PresentedKey, address: str) -> Caller:
+        if not self._look_ups.take(address, time.monotonic()):
+            raise RateLimitedError("Too many unknown keys were presented.", retry_after_seconds=1)
+        if self.database is None:
+            raise AuthenticationUnavailableError("The service is starting.", retry_after_seconds=1)
+        return self._verified.add_key(mark, await look_up(self.database, presented))
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _credential(headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -216,7 +220,3 @@ def _too_little(wanted: str) -> InsufficientScopeError:
         members={"scope": wanted},
         headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{wanted}"'},
     )
-
-
-def _unavailable(cause: str) -> AuthenticationUnavailableError:
-    return AuthenticationUnavailableError(f"Keys cannot be checked now. {cause}", retry_after_seconds=1)

@@ -80,10 +80,11 @@ class Verified:
         _make_room(self._refused)
         self._refused[mark] = (time.monotonic() + self._refused_seconds, error.detail)
 
-    async def refresh(self, database: Database) -> None:
-        """Looks at all keys again, so that revoked ones are gone. Raises DatabaseUnavailableError.
+    async def refresh(self, database: Database) -> bool:
+        """Looks at all keys again, so that revoked ones are gone; returns whether there was ever a key.
 
-        A key that nobody has used for a while is forgotten, and asked for at its next use.
+        A key that nobody has used for a while is forgotten, and asked for at its next use. Raises
+        DatabaseUnavailableError.
         """
         now = time.monotonic()
         for mark, known in list(self._known.items()):
@@ -91,11 +92,11 @@ class Verified:
                 del self._known[mark]
         held = {known.key_id: mark for mark, known in self._known.items() if known.key_id}
         if not held:
-            await key_store.exist(database)  # asked, so that who asked for a look knows that it was possible
-            return
+            return await key_store.exist(database)
         rows = await key_store.find(database, held.keys())
         for key_id, mark in held.items():
             self._renew(mark, rows.get(key_id))
+        return True
 
     def _renew(self, mark: bytes, row: ApiKey | None) -> None:
         known = self._known.get(mark)

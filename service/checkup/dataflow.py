@@ -11,7 +11,7 @@ from service.checkup.findings import NotAsked, Trouble
 from service.checkup.place import Place
 from service.checkup.refusals import explained
 from service.config import Pipeline
-from service.template_specs import TemplateSpecs
+from service.template_specs import NoMetadataError, TemplateSpecs
 
 API = "dataflow.googleapis.com"
 STORAGE_API = "storage.googleapis.com"
@@ -50,6 +50,8 @@ async def template(place: Place, pipeline: Pipeline) -> str:
     viewer = f"storage buckets add-iam-policy-binding gs://{bucket}"
     try:
         spec = await TemplateSpecs(place.rest, settings).read(pipeline)
+    except NoMetadataError:
+        return "It has no metadata: Dataflow alone checks the parameters of a launch."
     except (OSError, msgspec.MsgspecError) as error:
         where = pipeline.template_metadata or pipeline.template_path
         raise Trouble(

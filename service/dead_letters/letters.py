@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -76,6 +76,17 @@ class Letter:
         if self.event_id and "event_id" not in attributes:
             attributes["event_id"] = self.event_id  # a letter of the stage `write` may know only this
         return self.payload, replay_attributes(attributes, self.key, replay_id)
+
+
+def advanced(after: Position | None, moments: Sequence[datetime]) -> Position | None:
+    """The position behind rows of these moments, which follow `after`; None where there are none."""
+    if not moments:
+        return None
+    last = moments[-1]
+    skip = sum(moment == last for moment in moments)
+    if after and after.at == last:
+        skip += after.skip
+    return Position(last, skip)
 
 
 def letter_of(row: Mapping[str, Any]) -> Letter:

@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.db import Database
 from service.dead_letters import replay_store as store
-from service.dead_letters.letters import Letter, Position
+from service.dead_letters.letters import Letter, Position, advanced
+from service.dead_letters.room import Room
 from service.dead_letters.table import DeadLetterTable
 from service.errors import DatabaseUnavailableError, ProblemError
 from service.metrics import Metrics, families
@@ -30,9 +31,6 @@ from service.topic import Message
 log = logging.getLogger(__name__)
 
 BATCH_LETTERS = 1000
-# Replayed letters wait behind each other, not sign-ins behind thousands of them.
-MOST_WAITING_EVENTS = 2000
-MOST_WAITING_BYTES = 32_000_000
 POLL_SECONDS = 5.0
 HOLD_SECONDS = 20.0
 MOST_FAILURES = 12  # in a row: about five minutes
@@ -40,8 +38,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.5
 _ROOM_PAUSE_SECONDS = 0.05
 _TELL_SECONDS = 5.0
-_ATTRIBUTES_BYTES = 500  # about what the attributes of a replay take
 _END_SECONDS = 2.0
+_NEVER_FITS = "The next letter ({id}) is larger than the outbox may be: raise SIGNIN_OUTBOX_MAX_BYTES."
 _OUTCOMES = ("replayed", "repeated", "unreplayable")
 
 
@@ -69,7 +67,7 @@ class Replayer:
         self._metrics.tells(families.REPLAY_LEFT, self._left)
         self._replay: Replay | None = None
         self._database = database
-        self._outbox = outbox
+        self._outbox, self._room = outbox, Room(outbox)
         self._table = table
         self._clock = clock
         self._token = f"{os.getpid():x}-{os.urandom(6).hex()}"
@@ -93,7 +91,8 @@ class Replayer:
                 except Exception:
                     log.exception("a replay broke")
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):  # wait_for may drop a cancellation
+                    # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+                    async with asyncio.timeout(POLL_SECONDS):
                         await self._woken.wait()
                 self._woken.clear()
         finally:
@@ -174,7 +173,7 @@ class Replayer:
         letters: list[Letter] = []
         position: Position | None = None
         if left > 0:
-            most = min(BATCH_LETTERS, left)
+            most = min(BATCH_LETTERS, left, self._outbox.max_rows)
             letters, position = await self._table.read(
                 store.filters_of(replay), store.position_of(replay), most
             )
@@ -182,7 +181,12 @@ class Replayer:
             await self._end(replay, store.DONE, None)
             return True
         if not replay.dry_run:
-            await self._await_room(replay, letters)
+            if not self._room.can_ever_hold(letters[0]):
+                name = letters[0].message_id or letters[0].event_id
+                await self._end(replay, store.FAILED, _NEVER_FITS.format(id=name))
+                return True
+            letters = await self._await_room(replay, letters)
+            position = advanced(store.position_of(replay), [each.failed_at for each in letters]) or position
         await self._commit(replay, letters, position)
         return False
 
@@ -228,21 +232,17 @@ class Replayer:
         self._count(replay, found.model_dump())
         _take_over(replay, found.model_dump())
 
-    async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> None:
-        """Returns when the outbox has little to do; while Pub/Sub is away that takes until it is back."""
-        size = sum(len(letter.payload) + _ATTRIBUTES_BYTES for letter in letters)
+    async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> list[Letter]:
+        """The first of the letters that have room in the outbox; while Pub/Sub is away that takes long."""
         waited = 0.0
-        while self._is_busy() or not self._outbox.has_room(len(letters), size):
+        while not (fitting := self._room.fitting(letters)):
             await asyncio.sleep(_ROOM_PAUSE_SECONDS)
             await self._outbox.count()
             waited += _ROOM_PAUSE_SECONDS
             if waited >= _TELL_SECONDS:
                 await self._change(replay, {"cause": "It waits for room in the outbox."})
                 waited = 0.0
-
-    def _is_busy(self) -> bool:
-        waiting = self._outbox.waiting
-        return waiting > MOST_WAITING_EVENTS or (waiting > 0 and self._outbox.bytes > MOST_WAITING_BYTES)
+        return fitting
 
     async def _end(self, replay: Replay, state: str, cause: str | None) -> None:
         at = self._clock()

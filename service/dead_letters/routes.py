@@ -13,7 +13,7 @@ import sqlalchemy.exc
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.auth import actor
-from service.bodies import require_json
+from service.bodies import json_only
 from service.db import Database
 from service.dead_letters import replay_store
 from service.dead_letters.letters import Position
@@ -104,7 +104,7 @@ async def list_dead_letters(desk: AtDesk, asked: Annotated[DeadLetterQuery, Quer
     "/replay",
     status_code=202,
     summary="Publish dead letters again",
-    dependencies=[Depends(require_json)],
+    dependencies=[Depends(json_only)],
     responses={
         202: {"headers": {"Location": {"description": "The replay", "schema": {"type": "string"}}}},
         **responses(

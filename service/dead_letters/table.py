@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from service.config import Settings
-from service.dead_letters.letters import Filters, Letter, Position, attributes_of, letter_of
+from service.dead_letters.letters import Filters, Letter, Position, advanced, attributes_of, letter_of
 from service.errors import (
     BigQueryRefusedError,
     BigQueryUnavailableError,
@@ -79,7 +79,7 @@ class DeadLetterTable:
         sql, parameters = _paged(_SUMMARY, filters, after, size + 1, newest_first=True)
         rows = await self._ask(sql, parameters, _summaries)
         shown = rows[:size]
-        return shown, _advanced(after, [row["failed_at"] for row in shown]) if len(rows) > size else None
+        return shown, advanced(after, [row["failed_at"] for row in shown]) if len(rows) > size else None
 
     async def counts(self, filters: Filters) -> list[ReasonCount]:
         """How many letters there are for each stage and reason, the most frequent first."""
@@ -100,7 +100,7 @@ class DeadLetterTable:
         """
         sql, parameters = _paged(_WHOLE, filters, after, most, newest_first=False)
         letters = await self._ask(sql, parameters, _some)
-        return letters, _advanced(after, [letter.failed_at for letter in letters])
+        return letters, advanced(after, [letter.failed_at for letter in letters])
 
     async def close(self) -> None:
         """Closes the client's connections; queries that are under way then end with an error."""
@@ -183,17 +183,6 @@ def _paged(
         f"SELECT {columns} FROM {_TABLE}{conditions} ORDER BY {order} LIMIT @most OFFSET @skip",  # noqa: S608
         parameters,
     )
-
-
-def _advanced(after: Position | None, moments: Sequence[Any]) -> Position | None:
-    """The position behind rows of these moments, which follow `after`; None where there are none."""
-    if not moments:
-        return None
-    last = moments[-1]
-    skip = sum(moment == last for moment in moments)
-    if after and after.at == last:
-        skip += after.skip
-    return Position(last, skip)
 
 
 def _summaries(found: Any) -> list[dict[str, Any]]:

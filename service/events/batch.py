@@ -120,7 +120,7 @@ async def publish_batch(request: Request) -> Response:
 
 def is_lines(headers: Mapping[bytes, bytes]) -> bool:
     """Tells NDJSON from a JSON array by the content type. Raises UnsupportedMediaTypeError for others."""
-    found = context.media_type(headers)
+    found = bodies.media_type(headers)
     if found not in (b"application/json", b"application/x-ndjson"):
         raise UnsupportedMediaTypeError("Send the batch as `application/json` or `application/x-ndjson`.")
     return found == b"application/x-ndjson"

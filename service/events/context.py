@@ -1,4 +1,4 @@
-"""What the headers of a request say of its events: their ids, their trace, and the form of the body."""
+"""What the headers of a request say of its events: their ids and their trace."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from collections.abc import Mapping
 from service.errors import InvalidEventError
 from service.logs import current_request_id
 from transforms import signin_event, trace_context
-
-
-def media_type(headers: Mapping[bytes, bytes]) -> bytes:
-    """The content type without its parameters, in lower case; empty where there is none."""
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def travelling(headers: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from service import bodies
 from service.config import Settings
-from service.errors import InvalidEventError, MalformedBodyError, ProblemError, UnsupportedMediaTypeError
+from service.errors import InvalidEventError, MalformedBodyError, ProblemError
 from service.event_ids import new_event_id
 from service.events import context, documentation
 from service.publisher import Publisher
@@ -49,7 +49,7 @@ DOCUMENTATION: dict[str, Any] = {
 async def publish_signin(request: Request) -> Response:
     """Publish one sign-in. 202 means that Pub/Sub or the outbox has it; any other answer promises nothing."""
     headers: dict[bytes, bytes] = dict(request.scope["headers"])
-    require_json(headers)
+    bodies.require_json(headers)
     event = identified(decode(await bodies.read(request.scope, headers), request.app.state.settings), headers)
     attributes = signin_event.message_attributes(event)
     attributes.update(context.travelling(headers))
@@ -61,18 +61,6 @@ async def publish_signin(request: Request) -> Response:
         raise
     answer = {"event_id": event.event_id, "status": receipt.status, "message_id": receipt.message_id}
     return Response(_encode(answer), 202, media_type="application/json")
-
-
-def require_json(headers: Mapping[bytes, bytes]) -> None:
-    """Raises UnsupportedMediaTypeError unless the content type is application/json.
-
-    An absent type is refused as well: a page in a browser can send such a body to any address without
-    being asked, `application/json` it cannot.
-    """
-    if headers.get(b"content-type") == b"application/json":
-        return
-    if context.media_type(headers) != b"application/json":
-        raise UnsupportedMediaTypeError("Send the sign-in with the header `Content-Type: application/json`.")
 
 
 def decode(body: bytes, settings: Settings) -> SigninEvent:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service import idempotency, job_store, problems
 from service.auth import actor
-from service.bodies import require_json
+from service.bodies import json_only
 from service.dataflow import RefusedError
 from service.errors import (
     ActionNotAllowedError,
@@ -36,9 +36,9 @@ from service.jobs.desk import (
     Desk,
     Key,
     answered,
+    json_only_if_any,
     known,
     require_job_id,
-    require_json_if_any,
 )
 from service.jobs.launch import busy_seconds, invalid_parameters
 from service.problems import responses
@@ -54,7 +54,7 @@ def _act(summary: str, *problems_: type[ProblemError], body_required: bool = Tru
         "status_code": 202,
         "response_model": JobView,
         "summary": summary,
-        "dependencies": [Depends(require_json if body_required else require_json_if_any)],
+        "dependencies": [Depends(json_only if body_required else json_only_if_any)],
         "responses": {
             200: {"model": JobView, "description": "It was so already."},
             **responses(

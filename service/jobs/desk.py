@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from service import job_store
-from service.bodies import require_json
+from service.bodies import json_only
 from service.config import Settings
 from service.dataflow import Dataflow
 from service.db import Database
@@ -69,11 +69,11 @@ AtDesk = Annotated[Desk, Depends(desk)]
 Key = Annotated[str | None, Depends(idempotency_key)]
 
 
-def require_json_if_any(request: Request) -> None:
-    """`require_json` where the body may be left out."""
+def json_only_if_any(request: Request) -> None:
+    """`json_only` where the body may be left out."""
     headers = request.headers
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        require_json(request)
+        json_only(request)
 
 
 async def known(desk: Desk, job_id: str) -> Entry:

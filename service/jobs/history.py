@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from service import job_store
+from service.auth import Guard
 from service.errors import (
     DatabaseUnavailableError,
     InvalidRequestError,
@@ -46,7 +48,7 @@ async def list_job_events(
     """What happened to the job, and who asked for it.
 
     With `Accept: text/event-stream` each entry is a Server-Sent Event, its id the sequence; the stream
-    ends when the job has ended.
+    ends when the job has ended, or the key or token is good no more.
     """
     require_job_id(job_id)
     is_stream = MEDIA_TYPE in request.headers.get("accept", "")
@@ -61,4 +63,5 @@ async def list_job_events(
         return EventPage(events=[show_event(event) for event in events])
     if entry.job.ended_at and not events:
         return Response(status_code=204)  # this keeps an EventSource from coming back
-    return desk.streams.follow(job_id, after)
+    guard: Guard = request.app.state.guard
+    return desk.streams.follow(job_id, after, partial(guard.still_admits, request.scope))

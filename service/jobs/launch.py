@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from service import idempotency, job_store, problems
 from service.auth import actor
-from service.bodies import require_json
+from service.bodies import json_only
 from service.dataflow import CONNECT_SECONDS, RefusedError
 from service.errors import (
     BodyTimeoutError,
@@ -64,7 +64,7 @@ class Validated(BaseModel):
     status_code=202,
     response_model=JobView,
     summary="Launch a job",
-    dependencies=[Depends(require_json)],
+    dependencies=[Depends(json_only)],
     responses={
         200: {"model": Validated, "description": "With `validate_only`: nothing is launched."},
         202: {"headers": {"Location": {"description": "The job", "schema": {"type": "string"}}}},

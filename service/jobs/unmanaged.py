@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from service import job_reading
 from service.auth import actor
-from service.bodies import require_json
+from service.bodies import json_only
 from service.dataflow import DataflowError, MissingError, RefusedError, SeenJob
 from service.errors import (
     ActionNotAllowedError,
@@ -86,7 +86,7 @@ async def list_unmanaged_jobs(
     status_code=201,
     response_model=JobView,
     summary="Manage a Dataflow job from now on",
-    dependencies=[Depends(require_json)],
+    dependencies=[Depends(json_only)],
     responses={
         201: {"headers": {"Location": {"description": "The job", "schema": {"type": "string"}}}},
         **responses(
