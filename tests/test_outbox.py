@@ -80,7 +80,7 @@ async def test_rows_beyond_the_bound_are_refused_and_nothing_of_them_is_stored(d
     await outbox.spool([message(i) for i in range(4)])
     with pytest.raises(OutboxFullError) as caught:
         await outbox.spool([message(8), message(9)])
-    assert caught.value.retry_after_seconds == 60
+    assert caught.value.retry_after_seconds == 2
     await outbox.spool([message(4)])
     assert len(await outbox_events(outbox)) == 5
 

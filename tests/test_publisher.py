@@ -206,7 +206,7 @@ async def test_a_full_outbox_turns_events_away_and_says_when_to_come_again(tmp_p
         assert set(receipts) == {SPOOLED}
         with pytest.raises(OutboxFullError) as caught:
             await world.publisher.publish(b"x", {})
-        assert caught.value.retry_after_seconds == 60
+        assert 1 <= caught.value.retry_after_seconds <= 2  # more, the longer nothing leaves
         assert len(await outbox_events(world.outbox)) == 10
 
 
@@ -266,7 +266,7 @@ async def test_too_many_events_are_refused_at_once(tmp_path):
         server.faults.set([Fault(method="Publish", delay_seconds=0.2)])
         answers = await outcomes(world, 8)
         assert [type(answer) for answer in answers] == [Receipt] * 5 + [PublishOverloadedError] * 3
-        assert answers[-1].retry_after_seconds >= 1
+        assert 1 <= answers[-1].retry_after_seconds <= 2  # a burst that just began is no standstill
         server.faults.set([])
         assert await world.publisher.publish(b"x", {})
 
