@@ -246,6 +246,34 @@ async def test_a_small_caller_does_not_wait_behind_a_large_batch(tmp_path):
         assert {type(answer) for answer in answers[3000:]} == {PublishOverloadedError}
 
 
+async def test_a_large_batch_after_a_rest_leaves_calls_to_single_events(tmp_path, monkeypatch):
+    limits = {
+        "publish_batch_messages": 20,
+        "publish_patience_seconds": 30.0,
+        "publish_deadline_seconds": 30.0,
+    }
+    async with (
+        pubsub_with_topic(tmp_path, **limits) as (server, settings, _),
+        publishing(settings) as world,
+    ):
+        sizes, publish = [], world.topic.publish
+
+        async def counted(messages, seconds):
+            sizes.append(len(messages))
+            return await publish(messages, seconds)
+
+        monkeypatch.setattr(world.topic, "publish", counted)
+        server.faults.set([Fault(method="Publish", hold=True)])
+        large = asyncio.create_task(world.publisher.publish_all([message(i) for i in range(1000)]))
+        await server.faults.until_held("Publish", 12)
+        small = asyncio.create_task(world.publisher.publish(b"x", {}))
+        await until(lambda: 1 in sizes)
+        assert sizes == [20] * 12 + [1]
+        server.faults.set([])
+        assert (await small).status == "published"
+        assert {receipt.status for receipt in await large} == {"published"}
+
+
 async def test_a_caller_that_goes_away_does_not_take_its_batch_along(tmp_path):
     async with pubsub_with_topic(tmp_path) as (server, settings, reader), publishing(settings) as world:
         server.faults.set([Fault(method="Publish", delay_seconds=0.2)])

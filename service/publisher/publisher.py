@@ -185,6 +185,7 @@ class Publisher:
                 return
             call = asyncio.create_task(self._send(batch))
             self._calls[call] = batch
+            self._group_calls += batch[-1].group is not None  # now: the next turn of this loop asks
             call.add_done_callback(self._called)
 
     def _divert(self, status: str) -> None:
@@ -198,7 +199,7 @@ class Publisher:
         task.add_done_callback(self._keeping.discard)
 
     def _called(self, call: asyncio.Task[None]) -> None:
-        self._calls.pop(call, None)
+        self._group_calls -= self._calls.pop(call)[-1].group is not None
         if self._halves or self._closing or len(self._calls) == MAX_CALLS - 1:
             self._pump()
         elif self._lanes.count and (not self._calls or self._group_calls == _GROUP_CALLS - 1):
@@ -214,9 +215,7 @@ class Publisher:
         if batch[0].deadline <= started:
             self._keep_soon(batch, "DEADLINE_EXCEEDED")
             return
-        has_group = batch[-1].group is not None
         began = self._breaker.now()
-        self._group_calls += has_group
         try:
             ids = await self._topic.publish(
                 [(event.data, event.attributes) for event in batch], self._patience.seconds()
@@ -227,8 +226,6 @@ class Publisher:
             self._patience.took(loop.time() - started)
             self._breaker.succeeded(began)
             self._answer(batch, ids)
-        finally:
-            self._group_calls -= has_group
 
     def _failed(self, batch: Batch, error: TopicError, began: float) -> None:
         if error.transient:
