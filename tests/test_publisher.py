@@ -368,3 +368,20 @@ async def test_close_keeps_events_whose_call_cannot_even_begin(tmp_path, databas
         assert time.monotonic() - started < 10
         assert {task.result() for task in tasks} == {SPOOLED}
         assert len(await outbox_events(world.outbox)) == 50
+
+
+async def test_close_answers_those_whose_last_hope_is_a_probe_that_hangs(tmp_path, monkeypatch):
+    limits = {"publish_patience_seconds": 0.1, "outbox_deadline_seconds": 0.1, "breaker_open_seconds": 0.01}
+    async with publishing(without_database(settings_for(tmp_path, NOBODY, **limits))) as world:
+        monkeypatch.setattr(world.clients, "pubsub", asyncio.Event().wait)  # credentials that never come
+        world.breaker.failed("UNAVAILABLE", world.breaker.now(), hung=True)
+        await until(lambda: world.breaker.seconds_to_probe() == 0)
+        single = asyncio.create_task(world.publisher.publish(*message(1)))
+        group = asyncio.create_task(world.publisher.publish_all([message(i) for i in range(2, 50)]))
+        await until(lambda: world.breaker.state == "half_open")
+        await world.publisher.close()
+        assert world.publisher.load() == (0, 0.0)
+        [answers, refusal] = await asyncio.wait_for(
+            asyncio.gather(group, single, return_exceptions=True), timeout=5
+        )
+        assert {type(answer) for answer in (*answers, refusal)} == {PublishUnavailableError}

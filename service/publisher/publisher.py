@@ -247,18 +247,21 @@ class Publisher:
     async def _keep(self, batch: Batch, status: str) -> None:
         """Commits the batch to the outbox, or else tells its callers that nothing keeps it."""
         messages = [(event.data, event.attributes) for event in batch]
+        problem = turned_away(DatabaseUnavailableError("The service is ending."), status)
+        is_safe = False
         try:
             await self._outbox.spool(messages)
+            is_safe = True
             for event in batch:
                 event.settle(_SPOOLED)
             self._metrics.spooled.value += len(batch)
             self._release(batch)
         except (OutboxFullError, DatabaseUnavailableError) as error:
-            if not await self._probed(batch, messages):
-                self._fail(batch, turned_away(error, status))
-        except BaseException:
-            self._fail(batch, turned_away(DatabaseUnavailableError("The service is ending."), status))
-            raise
+            problem = turned_away(error, status)
+            is_safe = await self._probed(batch, messages)
+        finally:
+            if not is_safe:  # also where `close` cancels a commit or a probe: nobody is left waiting
+                self._fail(batch, problem)
 
     async def _probed(self, batch: Batch, messages: Sequence[Message]) -> bool:
         """Where the relay has nothing to try Pub/Sub with, a batch that has no other home does it."""
