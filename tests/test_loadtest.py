@@ -91,7 +91,7 @@ def test_a_stall_is_felt_by_all_who_would_have_called_meanwhile(served):
     def stall():
         until(lambda: accepted() > before)
         served.process.send(signal.SIGSTOP)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the stall itself
         served.process.send(signal.SIGCONT)
 
     thread = threading.Thread(target=stall)

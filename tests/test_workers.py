@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +20,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from service.workers import FIRST_PAUSE_SECONDS
 from tests.pubsub_process import PubsubProcess
 from tests.pubsub_topic import make_topic
 from tests.running import MARK, clean_environment, marked, until
@@ -146,6 +144,15 @@ def test_sigterm_ends_parent_and_workers_with_code_0(tmp_path):
             served.answering()
 
 
+def refuses(port):
+    """Whether nobody takes a new caller."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it waited to be taken
+        return True
+    return False
+
+
 def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
     with PubsubProcess(tmp_path / "pubsub") as pubsub:
         make_topic(pubsub.address)
@@ -160,7 +167,7 @@ def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
                     b"HTTP/1.1 100 "
                 )  # a worker has it and waits for the body
                 served.process.send_signal(signal.SIGTERM)
-                time.sleep(FIRST_PAUSE_SECONDS)  # the signal overtakes the body
+                until(lambda: refuses(port))  # parent and workers have heard the signal
                 caller.sendall(ARTICLE)
                 assert caller.recv(1000).startswith(b"HTTP/1.1 202 ")
             assert served.process.wait(timeout=40) == 0
