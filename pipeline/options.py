@@ -52,75 +52,89 @@ class Source(NamedTuple):
         return (self.topic or self.subscription).split("/")[1]
 
 
+class _Option(NamedTuple):
+    """One of the job's own options; `choices` where not every text is one."""
+
+    name: str
+    default: str
+    help: str
+    choices: tuple[str, ...] | None = None
+
+
+_OPTIONS = (
+    _Option(
+        "--input_subscription",
+        default="",
+        help="Pub/Sub subscription to read, as projects/PROJECT/subscriptions/NAME. "
+        "Give this or a topic, not both.",
+    ),
+    _Option(
+        "--input_topic",
+        default="",
+        help="Pub/Sub topic to read, as projects/PROJECT/topics/NAME; the job makes a subscription of "
+        f"its own and sees only what is published from then on. Without either: {DEFAULT_TOPIC}.",
+    ),
+    _Option(
+        "--output_table",
+        default=DEFAULT_TABLE,
+        help="BigQuery table of the rows, as DATASET.TABLE, PROJECT.DATASET.TABLE or PROJECT:DATASET.TABLE.",
+    ),
+    _Option(
+        "--dead_letter_table",
+        default=DEFAULT_DEAD_LETTER_TABLE,
+        help="BigQuery table of the messages that could not become a row, in the same form.",
+    ),
+    _Option(
+        "--id_label",
+        default=DEFAULT_ID_LABEL,
+        help="Message attribute by which a message that was published twice within ten minutes counts "
+        "once. The word none switches this off.",
+    ),
+    _Option(
+        "--timestamp_attribute",
+        default="",
+        help="Message attribute that carries the event time. By default the time of publication counts, "
+        "because Dataflow never gets past a message that lacks the attribute.",
+    ),
+    _Option(
+        "--create_disposition",
+        default="CREATE_IF_NEEDED",
+        choices=("CREATE_IF_NEEDED", "CREATE_NEVER"),
+        help="Whether dataset and tables are created when the job is launched and they do not exist.",
+    ),
+    _Option(
+        "--write_method",
+        default=DEFAULT_WRITE_METHOD,
+        choices=WRITE_METHODS,
+        help="How rows are appended: STORAGE_WRITE and INSERT_ALL are this project's own, the other two "
+        "Beam's. AUTO is STORAGE_WRITE for Google, INSERT_ALL for an emulator.",
+    ),
+    _Option(
+        "--dead_letter_topic",
+        default="",
+        help="Pub/Sub topic that gets each dead letter besides, as projects/PROJECT/topics/NAME.",
+    ),
+    _Option(
+        "--pipeline_version",
+        default="",
+        help="Text that is stored with each dead letter, to tell which version of the job wrote it.",
+    ),
+    _Option(
+        "--otlp_endpoint",
+        default="",
+        help="Base URL of an OTLP/HTTP receiver, such as http://collector:4318, that gets a span of the "
+        "write for each sampled trace. Without it the OTEL_ variables of the worker count.",
+    ),
+)
+
+
 class SigninOptions(PipelineOptions):  # type: ignore[misc]
     """The job's own options. All are text: a template parameter cannot carry a flag."""
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--input_subscription",
-            default="",
-            help="Pub/Sub subscription to read, as projects/PROJECT/subscriptions/NAME. "
-            "Give this or a topic, not both.",
-        )
-        parser.add_argument(
-            "--input_topic",
-            default="",
-            help="Pub/Sub topic to read, as projects/PROJECT/topics/NAME; the job makes a subscription of "
-            f"its own and sees only what is published from then on. Without either: {DEFAULT_TOPIC}.",
-        )
-        parser.add_argument(
-            "--output_table",
-            default=DEFAULT_TABLE,
-            help="BigQuery table of the rows, as DATASET.TABLE, PROJECT.DATASET.TABLE or "
-            "PROJECT:DATASET.TABLE.",
-        )
-        parser.add_argument(
-            "--dead_letter_table",
-            default=DEFAULT_DEAD_LETTER_TABLE,
-            help="BigQuery table of the messages that could not become a row, in the same form.",
-        )
-        parser.add_argument(
-            "--id_label",
-            default=DEFAULT_ID_LABEL,
-            help="Message attribute by which a message that was published twice within ten minutes counts "
-            "once. The word none switches this off.",
-        )
-        parser.add_argument(
-            "--timestamp_attribute",
-            default="",
-            help="Message attribute that carries the event time. By default the time of publication counts, "
-            "because Dataflow never gets past a message that lacks the attribute.",
-        )
-        parser.add_argument(
-            "--create_disposition",
-            default="CREATE_IF_NEEDED",
-            choices=("CREATE_IF_NEEDED", "CREATE_NEVER"),
-            help="Whether dataset and tables are created when the job is launched and they do not exist.",
-        )
-        parser.add_argument(
-            "--write_method",
-            default=DEFAULT_WRITE_METHOD,
-            choices=WRITE_METHODS,
-            help="How rows are appended: STORAGE_WRITE and INSERT_ALL are this project's own, the other two "
-            "Beam's. AUTO is STORAGE_WRITE for Google, INSERT_ALL for an emulator.",
-        )
-        parser.add_argument(
-            "--dead_letter_topic",
-            default="",
-            help="Pub/Sub topic that gets each dead letter besides, as projects/PROJECT/topics/NAME.",
-        )
-        parser.add_argument(
-            "--pipeline_version",
-            default="",
-            help="Text that is stored with each dead letter, to tell which version of the job wrote it.",
-        )
-        parser.add_argument(
-            "--otlp_endpoint",
-            default="",
-            help="Base URL of an OTLP/HTTP receiver, such as http://collector:4318, that gets a span of the "
-            "write for each sampled trace. Without it the OTEL_ variables of the worker count.",
-        )
+        for name, default, text, choices in _OPTIONS:
+            parser.add_argument(name, default=default, help=text, choices=choices)
 
     def project(self) -> str:
         """The project of the job. Raises OptionsError where none can be known."""

@@ -3,7 +3,8 @@
 The parent serves nothing and makes no client: it starts fresh interpreters (`python -m service.workers`)
 that inherit the listening socket and the file in which they share their metrics, so that nothing of
 Google's libraries is ever carried over a fork. A worker's standard input is a pipe: its first line is the
-settings, after it comes nothing until the parent is gone, and then the worker goes too.
+settings, after it comes nothing until the parent is gone, and then the worker goes too. Its standard output
+is a pipe only until it says there that it is ready; what it prints goes to the parent's own.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Workers:
         self._settings = settings
         self._listener = listener
         self._metrics = make_file()
+        self._stdout = os.dup(1)
         self._count = count
         self._on_started = on_started
         self._processes: set[Process] = set()
@@ -77,6 +79,7 @@ class Workers:
                 _send(process, signal.SIGKILL)
             await asyncio.gather(*slots)
             os.close(self._metrics)
+            os.close(self._stdout)
         return int(self._failed)
 
     def _end(self) -> None:
@@ -130,9 +133,10 @@ class Workers:
             str(self._metrics),
             str(slot),
             str(self._count),
+            str(self._stdout),
             stdin=PIPE,
             stdout=PIPE,
-            pass_fds=[fd, self._metrics],
+            pass_fds=[fd, self._metrics, self._stdout],
             start_new_session=True,  # Ctrl-C reaches the parent alone, which asks each worker once
         )
         assert process.stdin is not None
@@ -199,8 +203,8 @@ def _settings_line() -> bytes:
 def main() -> None:
     """One worker: answers on the socket whose descriptor it is given, until SIGTERM.
 
-    Its arguments are the socket's descriptor, that of the file of the metrics, its number, and how many
-    workers there are.
+    Its arguments are the socket's descriptor, that of the file of the metrics, its number, how many workers
+    there are, and the descriptor of the parent's standard output.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     given = Settings.model_validate_json(_settings_line())
@@ -212,12 +216,16 @@ def main() -> None:
     from service.tracing import from_environment
 
     configure(given)
-    listening, shared, slot, count = map(int, sys.argv[1:])
+    listening, shared, slot, count, stdout = map(int, sys.argv[1:])
+    ready = os.dup(1)
+    os.dup2(stdout, 1)  # a console exporter would fill the pipe, which nobody reads any further
+    os.close(stdout)
     traces = from_environment(given, installed_version())
     app = create_app(given, Metrics(Region(shared, slot, count)), traces)
 
     def started() -> None:
-        os.write(1, _READY)
+        os.write(ready, _READY)
+        os.close(ready)
 
     server.run(app, socket.socket(fileno=listening), started)
 

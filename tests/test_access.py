@@ -192,7 +192,7 @@ async def test_every_route_answers_every_token_as_the_table_says(tmp_path, datab
         assert (await client.get("/jobs", headers=bearer(issuer.token("old")))).status_code == 200
         del issuer.private["old"]
         issuer.private["new"] = new_ec_key()
-        await asyncio.sleep(0.11)
+        await asyncio.sleep(0.11)  # the keys that are kept are too old now, which has no event
         served = routes(app)
         rules = {rule: scope for rule, scope in scopes.RULES.items() if rule in served}
         kinds = {

@@ -20,6 +20,7 @@ from service.clients import MissingCredentialsError
 from service.config import Settings
 from service.local.faults import Fault
 from tests.running import clean_environment
+from tests.sample_metrics import scraped
 from tests.serving import ARTICLE, JSON, pubsub_with_topic, running, until
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +90,12 @@ async def test_a_real_server_publishes_and_ends_cleanly_on_sigterm_with_events_u
                 for _ in range(20)
             ]
             await until(lambda: server.faults.calls["Publish"] > 1)
-            await asyncio.sleep(0.1)  # the server has accepted all of them by now
+            async with asyncio.timeout(10):
+                # What was taken in and has no answer yet, and what has had one: then nobody is at the door.
+                while (await scraped(client))["signin_publish_waiting_events",] + sum(  # noqa: ASYNC110
+                    each.done() for each in under_way
+                ) < len(under_way):
+                    await asyncio.sleep(0.01)
             service.send_signal(signal.SIGTERM)
             answers = await asyncio.gather(*under_way)
             assert {answer.status_code for answer in answers} == {202}

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli import app, loadtest
 from service.load import Crowd, Plan, Samples, Target, percentile
 from service.load.signins import PUBLISHED, REFUSED, SPOOLED, UNKNOWN, Signins
 from service.local.faults import Fault, set_faults
@@ -91,7 +91,7 @@ def test_a_stall_is_felt_by_all_who_would_have_called_meanwhile(served):
     def stall():
         until(lambda: accepted() > before)
         served.process.send(signal.SIGSTOP)
-        time.sleep(0.5)
+        time.sleep(0.5)  # the stall itself
         served.process.send(signal.SIGCONT)
 
     thread = threading.Thread(target=stall)
@@ -111,6 +111,39 @@ def test_batches_are_counted_by_event(served):
     assert code == 0
     assert (found["requests"], found["events"]["accepted"]) == (10, 500)
     assert answers(found) == {(202, "published"): 500}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--count", 5), ("--count", 23), ("--count", 23, "--warm-up", 0.2), ("--count", 23, "--rate", 50)],
+)
+def test_no_more_events_are_sent_than_the_count_where_batches_do_not_divide_it(served, options):
+    code, found = figures("--url", served.url, "--batch", 10, "--concurrency", 2, *options)
+    count = options[1]
+    assert code == 0
+    assert answers(found) == {(202, "published"): count}
+    assert found["requests"] == -(-count // 10)
+    if "--warm-up" not in options:
+        ids = [message.attributes["event_id"] for message in pull_all(served.pubsub)]
+        own = sorted(each for each in ids if each.startswith(found["run"]))
+        assert own == [f"{found['run']}-{number:09d}" for number in range(count)]
+
+
+def test_a_short_last_batch_without_an_answer_counts_as_the_events_that_it_has():
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    _, found = figures("--url", f"http://127.0.0.1:{port}", "--batch", 10, "--count", 23)
+    assert found["events"] == {"accepted": 0, "refused": 0, "unanswered": 23}
+    assert (
+        "3 of at most 10 events" in load("--url", f"http://127.0.0.1:{port}", "--batch", 10, "--count", 23)[1]
+    )
+
+
+def test_a_closed_loop_without_a_count_ends_at_the_most_events(served, monkeypatch):
+    monkeypatch.setattr(loadtest, "MOST_EVENTS", 25)
+    code, found = figures("--url", served.url, "--batch", 10, "--concurrency", 2, "--duration", 20)
+    assert code == 0
+    assert found["events"]["accepted"] == 25
 
 
 def test_spooled_events_and_a_full_outbox_are_told_apart_by_status_and_code(served):

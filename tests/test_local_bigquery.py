@@ -20,7 +20,7 @@ import httpx
 import pytest
 import requests
 from bqemulator.catalog.models import TableSchema
-from google.api_core.exceptions import GoogleAPIError
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError
 
 from service.local.bigquery import StartError, _patched
 from service.local.bigquery_inserts import _layout
@@ -145,6 +145,23 @@ def test_rows_that_enter_in_bulk_are_those_that_enter_one_by_one(server: Server)
     assert len(in_bulk) == len(ROWS_OF_EVERY_KIND)
     # What does not fit makes the server look at every row by itself.
     assert in_bulk == found_after({"userid": "kinds", "date": "yesterday"})
+
+
+@pytest.mark.parametrize("fault", [[], [{"method": "insertAll", "refuse": "nothing has this"}]])
+def test_an_insert_that_is_too_large_is_refused_for_good_in_googles_words(
+    server: Server, fault: list[dict[str, Any]]
+) -> None:
+    before = server.count()
+    server.set_faults(*fault)
+    try:
+        with pytest.raises(GoogleAPICallError, match="payload size exceeds the limit: 16000000") as refused:
+            server.client.insert_rows_json(str(SIGNINS), [{"userid": "u" * 17_000_000}], retry=None)
+        assert refused.value.code == 413
+        assert refused.value.errors[0]["reason"] == "uploadTooLarge"
+    finally:
+        server.set_faults()
+    assert server.insert(["after it"]).json()["insertErrors"] == []
+    assert server.count()[0] == before[0] + 1
 
 
 def test_a_dead_letter_keeps_its_bytes(server: Server) -> None:

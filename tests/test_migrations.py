@@ -14,8 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlmodel import SQLModel
+from typer.testing import CliRunner
 
 from service import job_store
+from service.cli import app
 from service.config import Settings
 from service.db import Database, migrate, migration_connection, schema, unmigrate
 from service.errors import DatabaseUnavailableError
@@ -173,6 +175,18 @@ async def test_a_missing_schema_is_told_as_unavailable(empty_database_url: str) 
                 await session.exec(text("SELECT id FROM jobs"))  # type: ignore[call-overload]
     finally:
         await database.close()
+
+
+def test_migrating_says_where_it_makes_a_new_database(tmp_path: Path) -> None:
+    path = tmp_path / "misspelled" / "signin.db"
+
+    def said() -> str:
+        done = CliRunner().invoke(app, ["migrate"], env={"SIGNIN_DATABASE_URL": f"sqlite:///{path}"})
+        assert done.exit_code == 0
+        return done.output
+
+    assert f"There was no database at {path}: it is a new one." in said()
+    assert str(path) not in said()
 
 
 def test_the_migrations_run_from_an_installed_package_whose_path_has_a_percent_sign(tmp_path: Path) -> None:

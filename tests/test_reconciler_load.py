@@ -218,7 +218,7 @@ async def test_a_lease_is_renewed_while_it_is_kept(world: World) -> None:
     assert await long.take()
     async with long.kept():
         for _ in range(4):
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.0)  # four of them are longer than the lease: it does not end
             assert not await other.take()
     world.clock.advance(seconds=4)
     assert await other.take()

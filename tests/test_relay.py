@@ -216,7 +216,7 @@ async def test_a_database_that_breaks_after_the_call_does_not_make_the_relay_pub
         await spooled(world, 100)
         await until(lambda: server.faults.calls["Publish"])
         async with world.database.writing():  # the relay's own write has to wait
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # longer than the call takes, and the relay does not publish again
         await until_empty(world)
         assert len(await reader.pull(101)) == 100
 

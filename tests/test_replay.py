@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 from apache_beam.pvalue import TaggedOutput
 from google.pubsub_v1 import PubsubMessage
@@ -247,7 +248,7 @@ async def test_while_pubsub_is_away_the_letters_wait_in_the_outbox_and_no_more_t
         answer = await world.client.post("/dead-letters/replay", json={})
         location = answer.headers["Location"]
         await read_of(world, location, 150)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # it reads no further: it would look for room six times
         assert (await world.client.get(location)).json()["read"] == 150
         gauges = await scraped(world.client)
         assert (gauges["signin_replays",], gauges["signin_replay_left_letters",]) == (1, 250)
@@ -351,13 +352,26 @@ async def test_a_replayer_that_is_stopped_at_the_moment_in_which_it_is_woken_end
         await stopped_while_woken(replayer, replayer._woken, steps)
 
 
+async def queries_more(url, count):
+    """Waits until the local BigQuery was asked so many queries more."""
+    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+
+        async def queries():
+            calls = (await client.get(f"{url}/signin/faults")).json()
+            return calls.get("queries", 0) + calls.get("jobs", 0)  # either way of asking
+
+        before = await queries()
+        while await queries() < before + count:  # noqa: ASYNC110 - the server is asked
+            await asyncio.sleep(0.02)
+
+
 async def test_a_bigquery_that_comes_back_does_not_end_the_replay(tmp_path, tables, monkeypatch):
     monkeypatch.setattr("service.dead_letters.table.QUERY_SECONDS", 0.3)
     tables.add(letter(1))
     async with letter_service(tmp_path, tables) as world:
         set_faults(tables.url, {"method": "queries", "code": "503"}, {"method": "jobs", "code": "503"})
         answer = await world.client.post("/dead-letters/replay", json={})
-        await asyncio.sleep(1.0)
+        await queries_more(tables.url, 2)  # it has failed, and tries again
         set_faults(tables.url)
         found = await ended(world.client, answer.headers["Location"])
     assert (found["state"], found["replayed"]) == ("DONE", 1)

@@ -42,6 +42,24 @@ async def connected(**values):
             await asyncio.wait_for(task, 10)
 
 
+@pytest.fixture
+def sent(monkeypatch):
+    """Sends bytes and returns when the server has read them, so that what follows is read apart from them."""
+    heard, take = asyncio.Event(), connections.Connection.data_received
+
+    def data_received(connection, data):
+        take(connection, data)
+        heard.set()
+
+    async def send(writer, data):
+        heard.clear()
+        writer.write(data)
+        await asyncio.wait_for(heard.wait(), 10)
+
+    monkeypatch.setattr(connections.Connection, "data_received", data_received)
+    return send
+
+
 def head(*lines):
     return b"".join(
         (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n" % len(BODY), *lines, b"\r\n")
@@ -56,12 +74,11 @@ async def answered(reader):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-async def test_a_request_that_offers_http2_keeps_its_body_and_its_connection(parts):
+async def test_a_request_that_offers_http2_keeps_its_body_and_its_connection(sent, parts):
     async with connected() as (reader, writer):
         request = head(UPGRADE) + BODY
         for part in [request] if parts == 1 else [request[: -len(BODY) + 3], request[-len(BODY) + 3 :]]:
-            writer.write(part)
-            await asyncio.sleep(0.05)
+            await sent(writer, part)
         status, body = await answered(reader)
         assert (status, json.loads(body)) == (200, {"body": BODY.decode()})
         writer.write(head() + BODY)
@@ -92,22 +109,20 @@ async def test_a_request_to_connect_elsewhere_is_refused():
         assert (status, json.loads(problem)["code"]) == (400, "malformed_request")
 
 
-async def test_a_head_without_end_is_refused():
+async def test_a_head_without_end_is_refused(sent):
     async with connected(max_header_bytes=5000) as (reader, writer):
         writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nX-Endless: ")
         for _ in range(10):
-            writer.write(b"a" * 1000)
-            await asyncio.sleep(0.01)
+            await sent(writer, b"a" * 1000)
         status, problem = await answered(reader)
         assert (status, json.loads(problem)["code"]) == (431, "headers_too_large")
 
 
-async def test_many_requests_on_one_connection_may_be_longer_together():
+async def test_many_requests_on_one_connection_may_be_longer_together(sent):
     async with connected(max_header_bytes=1024) as (reader, writer):
         for _ in range(30):
             for part in (head()[:40], head()[40:] + BODY):
-                writer.write(part)
-                await asyncio.sleep(0.01)
+                await sent(writer, part)
             assert (await answered(reader))[0] == 200
 
 
@@ -124,6 +139,6 @@ async def test_a_request_that_takes_longer_than_its_head_may_is_not_given_up(mon
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
     async with connected(header_deadline_seconds=0.1) as (reader, writer):
         writer.write(head())
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # three times what a head may take, and several sweeps: nothing happens
         writer.write(BODY)
         assert (await answered(reader))[0] == 200

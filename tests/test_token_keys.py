@@ -35,7 +35,7 @@ async def test_a_key_that_the_issuer_turned_over_is_good_no_more_and_the_new_one
     old = issuer.token()
     assert await verified(tokens, old) == "token:alice"
     issuer.private = {"second": new_ec_key()}
-    await asyncio.sleep(0.11)
+    await asyncio.sleep(0.11)  # the keys that are kept are too old now, which has no event
     assert await verified(tokens, issuer.token("second")) == "token:alice"
     with pytest.raises(InvalidCredentialsError, match="no key of that kid"):
         await tokens.verify(old.encode())
@@ -56,7 +56,7 @@ async def test_the_last_keys_stay_good_while_the_issuer_is_away(issuer):
     tokens = tokens_of(issuer, oidc_keys_seconds=0.05)
     await tokens.verify(issuer.token().encode())
     issuer.answer = 503
-    await asyncio.sleep(0.06)
+    await asyncio.sleep(0.06)  # the keys that are kept are too old now, which has no event
     assert await verified(tokens, issuer.token()) == "token:alice"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 
 import pytest
 
+from service.config import Settings
 from service.local.faults import Fault
+from service.local.stack import Stack, StackError
 from tests.otlp_receiver import Receiver
 from tests.running import SLOW_INSERTS, Up, event_id, until
 
@@ -137,3 +140,14 @@ def test_one_trace_tells_all_the_way_of_an_event_also_of_one_that_waited_in_the_
     assert publish.began > request.ended
     assert answer.json()["event_id"] in up.rows()
     up.drain(job)
+
+
+@pytest.mark.parametrize("server", ["pubsub", "bigquery", "dataflow", "monitoring"])
+async def test_where_a_port_of_the_stack_is_taken_its_option_is_named(tmp_path, server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        stack = Stack(Settings(_env_file=None, data_dir=tmp_path), **{f"{server}_port": port})
+        with pytest.raises(StackError, match=f"(?s):{port} cannot be listened on.*") as refused:
+            await stack.start()
+    last = str(refused.value).splitlines()[-1]
+    assert last == f"Choose another port with --{server}-port; 0 takes a free one."

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +20,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from service.workers import FIRST_PAUSE_SECONDS
 from tests.pubsub_process import PubsubProcess
 from tests.pubsub_topic import make_topic
 from tests.running import MARK, clean_environment, marked, until
@@ -34,6 +34,7 @@ class Served:
     def __init__(self, directory, pubsub_address=NOBODY, **environment):
         self.mark = uuid.uuid4().hex
         points = {"PUBSUB_EMULATOR_HOST": pubsub_address, "DATAFLOW_EMULATOR_HOST": NOBODY, MARK: self.mark}
+        self.printed = b""
         self._log_path = directory / "serve.log"
         self._log = self._log_path.open("ab")
         self.process = subprocess.Popen(
@@ -46,12 +47,19 @@ class Served:
         )
 
     def __enter__(self):
-        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
-        if not (line := self.process.stdout.readline() if ready else b""):
-            self.end()
-            pytest.fail(f"it did not start:\n{self._log_path.read_text()}")
-        self.url = json.loads(line)["ready"]
+        while not (line := re.search(rb'^{"ready": .*}$', self.printed, re.MULTILINE)):
+            if not self.print_more(START_SECONDS):
+                self.end()
+                pytest.fail(f"it did not start:\n{self._log_path.read_text()}")
+        self.url = json.loads(line[0])["ready"]
         return self
+
+    def print_more(self, seconds):
+        """Waits for more on standard output, and adds it to `printed`; False where nothing comes."""
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        more = os.read(self.process.stdout.fileno(), 100_000) if ready else b""
+        self.printed += more
+        return bool(more)
 
     def __exit__(self, *_):
         self.end()
@@ -136,6 +144,15 @@ def test_sigterm_ends_parent_and_workers_with_code_0(tmp_path):
             served.answering()
 
 
+def refuses(port):
+    """Whether nobody takes a new caller."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it waited to be taken
+        return True
+    return False
+
+
 def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
     with PubsubProcess(tmp_path / "pubsub") as pubsub:
         make_topic(pubsub.address)
@@ -150,7 +167,7 @@ def test_sigterm_lets_a_request_in_flight_finish(tmp_path):
                     b"HTTP/1.1 100 "
                 )  # a worker has it and waits for the body
                 served.process.send_signal(signal.SIGTERM)
-                time.sleep(FIRST_PAUSE_SECONDS)  # the signal overtakes the body
+                until(lambda: refuses(port))  # parent and workers have heard the signal
                 caller.sendall(ARTICLE)
                 assert caller.recv(1000).startswith(b"HTTP/1.1 202 ")
             assert served.process.wait(timeout=40) == 0
@@ -195,3 +212,18 @@ def test_workers_that_cannot_start_end_the_command_instead_of_dying_for_ever(tmp
         assert not marked(served.mark)
     finally:
         served.end()
+
+
+def test_what_workers_print_comes_out_of_the_command(tmp_path):
+    printing = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    with Served(tmp_path, **printing) as served:
+        for pid, other in itertools.permutations(served.pids(), 2):
+            os.kill(other, signal.SIGSTOP)
+            try:
+                assert httpx.get(f"{served.url}/version", timeout=30).status_code == 200
+            finally:
+                os.kill(other, signal.SIGCONT)
+            while f'"process.pid": {pid}'.encode() not in served.printed:
+                assert served.print_more(10), f"nothing of {pid} in {served.printed!r}"
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=40) == 0

@@ -147,7 +147,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
         for name, value in report.latency_ms.items()
     )
     causes = ", ".join(f"{escape(cause)} {count:,}" for cause, count in report.unanswered.items())
-    of_batches = f" of {report.batch} events" if report.batch > 1 else ""
+    is_even = sum(report.events.values()) == report.requests * report.batch
+    of_batches = f" of {'' if is_even else 'at most '}{report.batch} events" if report.batch > 1 else ""
     lines = [
         ("load", f"{kind}, {report.seconds:,.1f} s, {escape(report.url)}, run {report.run}{cut}"),
         (

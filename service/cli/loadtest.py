@@ -27,61 +27,72 @@ INTERRUPTED_EXIT_CODE = 130
 BUSY_SHARE = 0.8
 
 
+Url = Annotated[str | None, typer.Option("--url", help="Base URL of the service [env: SIGNIN_URL]")]
+Rate = Annotated[
+    float, typer.Option(min=0, max=100_000, help="Open loop: requests a second; 0 is closed loop")
+]
+Concurrency = Annotated[
+    int, typer.Option(min=1, max=2000, help="Callers of a closed loop; most connections of an open one")
+]
+Duration = Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds, after the warm-up")]
+Count = Annotated[
+    int, typer.Option(min=0, max=MOST_EVENTS, help=f"Most events after the warm-up; 0 is {MOST_EVENTS:,}")
+]
+Batch = Annotated[int, typer.Option(min=1, max=1000, help="Events in a request")]
+WarmUp = Annotated[
+    float | None,
+    typer.Option(
+        "--warm-up", min=0, max=600, help="Seconds before it is measured; none with --count, else 1"
+    ),
+]
+Timeout = Annotated[float, typer.Option(min=0.1, max=600, help="Seconds for an answer")]
+AllowRemote = Annotated[
+    str, typer.Option("--allow-remote", metavar="HOST", help="Load this host, which is not this machine")
+]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Wait until each accepted event is a row, and count copies")
+]
+VerifySeconds = Annotated[
+    float, typer.Option("--verify-seconds", min=1, max=86_400, help="Longest wait for that")
+]
+MaxP99Ms = Annotated[float | None, typer.Option("--max-p99-ms", min=0, help="Limit of the p99")]
+MaxErrorShare = Annotated[
+    float | None, typer.Option("--max-error-share", min=0, max=1, help="Limit of events not accepted")
+]
+MinRate = Annotated[float | None, typer.Option("--min-rate", min=0, help="Least accepted events a second")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON")]
+
+
 def loadtest(  # noqa: PLR0913, PLR0917 - each is an option of the command line
-    url: Annotated[
-        str | None, typer.Option("--url", help="Base URL of the service [env: SIGNIN_URL]")
-    ] = None,
-    rate: Annotated[
-        float,
-        typer.Option(min=0, max=100_000, help="Open loop: requests a second; 0 is closed loop"),
-    ] = 0.0,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=2000, help="Callers of a closed loop; most connections of an open one")
-    ] = 64,
-    duration: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds, after the warm-up")] = 10.0,
-    count: Annotated[
-        int, typer.Option(min=0, max=MOST_EVENTS, help="Most events after the warm-up; 0 is no such bound")
-    ] = 0,
-    batch: Annotated[int, typer.Option(min=1, max=1000, help="Events in a request")] = 1,
-    warm_up: Annotated[
-        float | None,
-        typer.Option(
-            "--warm-up", min=0, max=600, help="Seconds before it is measured; none with --count, else 1"
-        ),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds for an answer")] = 10.0,
-    allow_remote: Annotated[
-        str, typer.Option("--allow-remote", metavar="HOST", help="Load this host, which is not this machine")
-    ] = "",
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Wait until each accepted event is a row, and count copies")
-    ] = False,
-    verify_seconds: Annotated[
-        float, typer.Option("--verify-seconds", min=1, max=86_400, help="Longest wait for that")
-    ] = 120.0,
-    max_p99_ms: Annotated[float | None, typer.Option("--max-p99-ms", min=0, help="Limit of the p99")] = None,
-    max_error_share: Annotated[
-        float | None, typer.Option("--max-error-share", min=0, max=1, help="Limit of events not accepted")
-    ] = None,
-    min_rate: Annotated[
-        float | None, typer.Option("--min-rate", min=0, help="Least accepted events a second")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON")] = False,
+    url: Url = None,
+    rate: Rate = 0.0,
+    concurrency: Concurrency = 64,
+    duration: Duration = 10.0,
+    count: Count = 0,
+    batch: Batch = 1,
+    warm_up: WarmUp = None,
+    timeout: Timeout = 10.0,
+    allow_remote: AllowRemote = "",
+    verify: Verify = False,
+    verify_seconds: VerifySeconds = 120.0,
+    max_p99_ms: MaxP99Ms = None,
+    max_error_share: MaxErrorShare = None,
+    min_rate: MinRate = None,
+    as_json: AsJson = False,
 ) -> None:
     """Load the service with sign-ins. The exit code is 1 where a limit is broken or an event is lost."""
     base_url = service_url(url)
     parts = allowed(base_url, allow_remote)
     if warm_up is None:
         warm_up = 0.0 if count else 1.0  # who gives a number wants no more events than that
-    plan = Plan(concurrency, duration, rate, -(-count // batch), warm_up, timeout)
     if not count and duration + warm_up > MOST_EVENTS / max(rate * batch, 1.0):
         fail(f"that is more than {MOST_EVENTS:,} events: shorten it, or give --count", exit_code=2)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    run, address = f"load-{secrets.token_hex(4)}", parts.netloc.rpartition("@")[2]
-    signins = Signins(run, batch, address, credentials(base_url))
+    most = count or MOST_EVENTS
+    plan = Plan(concurrency, duration, rate, -(-most // batch), warm_up, timeout)
+    address = parts.netloc.rpartition("@")[2]
+    signins = Signins(f"load-{secrets.token_hex(4)}", batch, address, credentials(base_url))
     began = datetime.now(UTC)
-    crowd = Crowd(Target(parts.hostname or "", port, tls), plan, signins.request, signins.taken)
+    crowd = crowd_of(parts, plan, signins, most)
     samples, cpu_seconds, is_cut = carry_out(crowd)
     limits = Limits(max_p99_ms, max_error_share, min_rate)
     report = report_of(base_url, plan, signins, samples, dict(crowd.failures), limits)
@@ -91,6 +102,20 @@ def loadtest(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     if verify and not is_cut:
         report.arrivals = verified(signins, began, verify_seconds)
     tell(report, as_json=as_json)
+
+
+def crowd_of(parts: SplitResult, plan: Plan, signins: Signins, most_events: int) -> Crowd:
+    """Those who will send the sign-ins to the URL, exactly `most_events` of them if there is the time."""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    in_last = most_events - (plan.requests - 1) * signins.batch
+    return Crowd(
+        Target(parts.hostname or "", port, tls),
+        plan,
+        signins.request,
+        signins.taken,
+        lambda number: signins.shorten(number, in_last),
+    )
 
 
 def allowed(base_url: str, allow_remote: str) -> SplitResult:

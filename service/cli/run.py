@@ -131,9 +131,15 @@ def migrate(
     ] = None,
 ) -> None:
     """Bring the metadata database to the newest schema; any number at once apply it once."""
+    from service.db import new_file
+
     with clear_errors():
-        if applied := migrated(load_settings(), wait):
+        settings = load_settings()
+        made = new_file(settings)
+        if applied := migrated(settings, wait):
             out.print(f"Applied {', '.join(applied)}.", highlight=False)
+        if made:  # which whoever mistyped a path must see
+            out.print(f"There was no database at {made}: it is a new one.", highlight=False, soft_wrap=True)
         out.print("The database is at the newest schema.")
 
 

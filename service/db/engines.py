@@ -75,6 +75,15 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
+def new_file(settings: Settings) -> Path | None:
+    """The absolute path at which migrating will make a SQLite file; None where that makes none."""
+    url = make_url(settings.async_database_url)
+    if not is_sqlite(url) or url.database in (None, "", ":memory:"):
+        return None
+    path = Path(str(url.database)).absolute()
+    return None if path.exists() else path
+
+
 def prepare_directory(url: URL) -> None:
     """Makes the directory of a SQLite file; the file is made by migrating."""
     if is_sqlite(url) and url.database and url.database != ":memory:":

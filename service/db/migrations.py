@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event, make_url, text
 
 from service.config import Settings
 from service.db import schema
-from service.db.engines import blocking_engine, is_sqlite
+from service.db.engines import blocking_engine, is_sqlite, new_file
 from service.db_failures import told_as_unavailable
 from service.errors import ConfigError, DatabaseUnavailableError
 
@@ -86,6 +86,7 @@ def migrate(settings: Settings, revision: str = "head", *, wait_seconds: float =
 
     deadline = _Deadline(wait_seconds)
     applied: list[str] = []
+    made = new_file(settings)
     with migration_connection(settings, wait_seconds) as connection:
         fit = schema.look(connection)
         if fit.kind == "too_new":
@@ -99,6 +100,8 @@ def migrate(settings: Settings, revision: str = "head", *, wait_seconds: float =
         config.attributes.update(connection=connection, applied=applied)
         while not _done(lambda: command.upgrade(config, revision), connection, deadline):
             time.sleep(min(_PAUSE_SECONDS, max(0.0, deadline.left)))
+    if made:  # at a path with a typo, too
+        log.info("there was no database at %s: it is a new one", made)
     if applied:
         log.info("the schema was changed: %s", ", ".join(applied))
     return applied

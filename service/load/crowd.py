@@ -25,6 +25,7 @@ REFUSED_PAUSE_SECONDS = 0.05
 
 Render = Callable[[int], bytes]
 Taken = Callable[[int, int, bytes, bool], None]
+Last = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,17 @@ class Crowd:
     """One run; `render` makes the bytes of a request of a number, `taken` is told of each answer.
 
     `taken` gets the number, the status, the body, and whether the request counts (it does not while the
-    run warms up).
+    run warms up). `last` is told the number of the request that fills the plan, before it is rendered.
     """
 
-    def __init__(self, target: Target, plan: Plan, render: Render, taken: Taken | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        plan: Plan,
+        render: Render,
+        taken: Taken | None = None,
+        last: Last = lambda _: None,
+    ) -> None:
         self.connections: set[Connection] = set()
         self.failures: Counter[str] = Counter()
         self.lag_seconds = 0.0  # how late the generator itself was at most
@@ -67,6 +75,7 @@ class Crowd:
         self._plan = plan
         self._render = render
         self._taken = taken
+        self._last = last
         self._idle: list[Connection] = []
         self._opening: dict[asyncio.Task[None], tuple[int, float]] = {}
         self._next = 0
@@ -251,7 +260,10 @@ class Crowd:
     def _take(self, due_at: float) -> int:
         """The number of the next request, which is due at this moment."""
         index, self._next = self._next, self._next + 1
-        self._counted += due_at >= self._samples.began
+        if due_at >= self._samples.began:
+            self._counted += 1
+            if self._counted == self._plan.requests:
+                self._last(index)
         return index
 
     def _begin(self, due_at: float, connection: Connection | None) -> None:

@@ -56,16 +56,28 @@ class Signins:
             run.encode(),
             _DIGITS,
         )
-        lines.append(f"Content-Length: {len(self._body(0, batch))}")
-        self._head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        self._lines = "\r\n".join(lines)
+        self._head = self._head_for(batch)
+        self._short, self._short_count = -1, batch
+
+    def shorten(self, number: int, count: int) -> None:
+        """Lets the request `number`, the last one, carry only `count` events."""
+        self._short, self._short_count = number, count
 
     def request(self, number: int) -> bytes:
-        """The bytes of the request `number`; all have the same length."""
-        first = number * self.batch
-        missing = first + self.batch - len(self.fates)
+        """The bytes of the request `number`; all but a shortened one have the same length."""
+        first, count = number * self.batch, self._count(number)
+        missing = first + count - len(self.fates)
         if missing > 0:
             self.fates.extend(bytes(missing))
-        return self._head + self._body(first, self.batch)
+        head = self._head if count == self.batch else self._head_for(count)
+        return head + self._body(first, count)
+
+    def _count(self, number: int) -> int:
+        return self._short_count if number == self._short else self.batch
+
+    def _head_for(self, count: int) -> bytes:
+        return f"{self._lines}\r\nContent-Length: {len(self._body(0, count))}\r\n\r\n".encode()
 
     def _body(self, first: int, count: int) -> bytes:
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
@@ -74,24 +86,24 @@ class Signins:
 
     def taken(self, number: int, status: int, body: bytes, counts: bool) -> None:
         """Notes the answer to the request `number`; the status 0 is none."""
-        first = number * self.batch
+        first, count = number * self.batch, self._count(number)
         if status in (200, 202) and b'"failed"' not in body and b'"spooled"' not in body:
-            fates = bytes((PUBLISHED,)) * self.batch  # nearly always, and needs no decoding
-            codes = Counter({"published": self.batch})
+            fates = bytes((PUBLISHED,)) * count  # nearly always, and needs no decoding
+            codes = Counter({"published": count})
         elif status == 0:
-            fates, codes = bytes(self.batch), Counter({"no answer": self.batch})
+            fates, codes = bytes(count), Counter({"no answer": count})
         else:
-            fates, codes = self._told(status, body)
-        self.fates[first : first + self.batch] = fates
+            fates, codes = self._told(status, body, count)
+        self.fates[first : first + count] = fates
         if counts:
-            for code, count in codes.items():
+            for code, events in codes.items():
                 key = (status, code)
                 if key not in self.answers and len(self.answers) >= _MOST_CODES:
                     key = (status, "other")
-                self.answers[key] += count
+                self.answers[key] += events
 
-    def _told(self, status: int, body: bytes) -> tuple[bytes, Counter[str]]:
-        """The fates of a request's events, and how many of them there are by code."""
+    def _told(self, status: int, body: bytes, count: int) -> tuple[bytes, Counter[str]]:
+        """The fates of a request's `count` events, and how many of them there are by code."""
         is_good = 200 <= status < 300
         try:
             answer = _decode(body)
@@ -100,10 +112,10 @@ class Signins:
         if self.batch == 1 or not answer.results:
             code = answer.code if not is_good else "spooled" if b'"spooled"' in body else "published"
             fate = _BY_STATUS.get(code, REFUSED) if is_good else REFUSED
-            return bytes((fate,)) * self.batch, Counter({code[:64]: self.batch})
-        fates, codes = bytearray((REFUSED,)) * self.batch, Counter[str]()
+            return bytes((fate,)) * count, Counter({code[:64]: count})
+        fates, codes = bytearray((REFUSED,)) * count, Counter[str]()
         for result in answer.results:
-            if 0 <= result.index < self.batch:
+            if 0 <= result.index < count:
                 fates[result.index] = _BY_STATUS.get(result.status, REFUSED)
             codes[result.error.code[:64] if result.error else result.status] += 1
         return bytes(fates), codes

@@ -16,8 +16,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_INSERT_BYTES = 16_000_000  # of one insertAll; Google's own bound is 10 MB
 
 
+class BodyTooLargeError(ValueError):
+    """A request's body is longer than is taken; the message is Google's sentence for it."""
+
+
 async def read_body(receive: Receive, most: int) -> bytes:
-    """The whole body. Raises ValueError where it is longer than `most` bytes."""
+    """The whole body. Raises BodyTooLargeError where it is longer than `most` bytes."""
     parts: list[bytes] = []
     size = 0
     while size <= most:
@@ -27,7 +31,7 @@ async def read_body(receive: Receive, most: int) -> bytes:
         size += len(part)
         if not message.get("more_body"):
             return b"".join(parts)
-    raise ValueError(f"the body is longer than {most} bytes")
+    raise BodyTooLargeError(f"Request payload size exceeds the limit: {most} bytes.")
 
 
 def replay(body: bytes) -> Receive:

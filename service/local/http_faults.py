@@ -7,7 +7,18 @@ from collections.abc import Iterable
 
 import msgspec
 
-from service.local.asgi import MAX_INSERT_BYTES, App, Message, Receive, Scope, Send, answer, read_body, replay
+from service.local.asgi import (
+    MAX_INSERT_BYTES,
+    App,
+    BodyTooLargeError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    read_body,
+    replay,
+)
 from service.local.faults import Fault, FaultSwitch
 
 FAULTS_PATH = "/signin/faults"
@@ -75,7 +86,12 @@ class FaultMiddleware:
         elif scope["path"] == FAULTS_PATH:
             await self._control(scope, receive, send)
         else:
-            await self._call(scope, receive, send)
+            try:
+                await self._call(scope, receive, send)
+            except BodyTooLargeError as error:  # 500 would make clients send it again for ever
+                errors = [{"reason": "uploadTooLarge", "domain": "global", "message": str(error)}]
+                told = {"code": 413, "message": str(error), "errors": errors, "status": "INVALID_ARGUMENT"}
+                await answer(send, 413, {"error": told})
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         fault = self.switch.draw(_method(scope["path"]))

@@ -62,7 +62,12 @@ class MonitoringServer:
         self._clock = clock
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self._host, self._port)
+        try:
+            self._server = await asyncio.start_server(self._serve, self._host, self._port)
+        except OSError as error:
+            raise OSError(
+                f"{self._host}:{self._port} cannot be listened on: is another program using it?"
+            ) from error
         self.url = f"http://{self._host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 

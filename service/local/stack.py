@@ -53,6 +53,12 @@ class Stack:
         self._data_dir = settings.data_dir.absolute()
         self._lock: IO[str] | None = None
         self._stopping = False
+        self._ports = {
+            "--pubsub-port": pubsub_port,
+            "--dataflow-port": dataflow_port,
+            "--bigquery-port": bigquery_port,
+            "--monitoring-port": monitoring_port,
+        }
         self._pubsub = self._server("pubsub", pubsub_port, "--monitoring-port", str(monitoring_port))
         self._dataflow = self._server("dataflow", dataflow_port)
         self._bigquery = self._server("bigquery", bigquery_port, "--project", settings.project)
@@ -66,10 +72,9 @@ class Stack:
             self._write_record()
         except BaseException as error:
             await self.stop()
-            if isinstance(error, BaseExceptionGroup):
-                raise _first(error) from None
-            if isinstance(error, OSError | ServerError):
-                raise StackError(str(error)) from error
+            cause = _first(error) if isinstance(error, BaseExceptionGroup) else error
+            if isinstance(cause, StackError | ServerError | OSError):
+                raise StackError(str(cause) + self._other_port(str(cause))) from cause
             raise
 
     async def failed(self) -> str:
@@ -107,6 +112,13 @@ class Stack:
         """Adds variables to `environment` and to what `read_running` tells other terminals."""
         self.environment |= variables
         self._write_record()
+
+    def _other_port(self, complaint: str) -> str:
+        """Which option takes another port, where a server complains of one that is taken; else nothing."""
+        for option, port in self._ports.items():
+            if port and f":{port} cannot be listened on" in complaint:
+                return f"\nChoose another port with {option}; 0 takes a free one."
+        return ""
 
     @property
     def _record_path(self) -> Path:
@@ -267,5 +279,5 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     for kind in (StackError, ServerError, OSError):
         for error in group.exceptions:
             if isinstance(error, kind):
-                return error if kind is StackError else StackError(str(error))
+                return error
     return group

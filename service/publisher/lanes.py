@@ -97,16 +97,20 @@ class Lanes:
     def take(self, *, with_groups: bool) -> Batch:
         """The events of one call, oldest first in each lane.
 
-        Groups leave at least a quarter of the call to single events, and these leave as much to them.
+        Single events leave a quarter of the call to groups that wait, and one message at least: in calls of
+        a single message they have those without groups.
         """
         batch: Batch = []
-        most = self._most_messages
+        most, most_bytes = self._most_messages, self._most_bytes
         from_groups = with_groups and bool(self.groups)
-        size = self._fill(batch, self.singles, most - most // 4 if from_groups else most, 0)
+        if from_groups:
+            size = self._fill(batch, self.singles, most - max(1, most // 4), most_bytes - most_bytes // 4, 0)
+        else:
+            size = self._fill(batch, self.singles, most, most_bytes, 0)
         while from_groups and self.groups and len(batch) < most:
             group = self.groups.popleft()
             before = len(batch)
-            size = self._fill(batch, group.waiting, min(most, before + _TURN), size)
+            size = self._fill(batch, group.waiting, min(most, before + _TURN), most_bytes, size)
             if group.waiting:
                 self.groups.append(group)
             if len(batch) == before:
@@ -115,11 +119,12 @@ class Lanes:
         self.bytes -= size
         return batch
 
-    def _fill(self, batch: Batch, lane: deque[Event], most: int, size: int) -> int:
+    @staticmethod
+    def _fill(batch: Batch, lane: deque[Event], most: int, most_bytes: int, size: int) -> int:
         """Moves events from the lane to the batch while they fit; returns the size of the batch."""
         while lane and len(batch) < most:
             event = lane[0]
-            if batch and size + event.size > self._most_bytes:
+            if batch and size + event.size > most_bytes:
                 break
             batch.append(lane.popleft())
             size += event.size

@@ -185,6 +185,7 @@ class Publisher:
                 return
             call = asyncio.create_task(self._send(batch))
             self._calls[call] = batch
+            self._group_calls += batch[-1].group is not None  # now: the next turn of this loop asks
             call.add_done_callback(self._called)
 
     def _divert(self, status: str) -> None:
@@ -198,7 +199,7 @@ class Publisher:
         task.add_done_callback(self._keeping.discard)
 
     def _called(self, call: asyncio.Task[None]) -> None:
-        self._calls.pop(call, None)
+        self._group_calls -= self._calls.pop(call)[-1].group is not None
         if self._halves or self._closing or len(self._calls) == MAX_CALLS - 1:
             self._pump()
         elif self._lanes.count and (not self._calls or self._group_calls == _GROUP_CALLS - 1):
@@ -214,9 +215,7 @@ class Publisher:
         if batch[0].deadline <= started:
             self._keep_soon(batch, "DEADLINE_EXCEEDED")
             return
-        has_group = batch[-1].group is not None
         began = self._breaker.now()
-        self._group_calls += has_group
         try:
             ids = await self._topic.publish(
                 [(event.data, event.attributes) for event in batch], self._patience.seconds()
@@ -227,8 +226,6 @@ class Publisher:
             self._patience.took(loop.time() - started)
             self._breaker.succeeded(began)
             self._answer(batch, ids)
-        finally:
-            self._group_calls -= has_group
 
     def _failed(self, batch: Batch, error: TopicError, began: float) -> None:
         if error.transient:
@@ -250,18 +247,21 @@ class Publisher:
     async def _keep(self, batch: Batch, status: str) -> None:
         """Commits the batch to the outbox, or else tells its callers that nothing keeps it."""
         messages = [(event.data, event.attributes) for event in batch]
+        problem = turned_away(DatabaseUnavailableError("The service is ending."), status)
+        is_safe = False
         try:
             await self._outbox.spool(messages)
+            is_safe = True
             for event in batch:
                 event.settle(_SPOOLED)
             self._metrics.spooled.value += len(batch)
             self._release(batch)
         except (OutboxFullError, DatabaseUnavailableError) as error:
-            if not await self._probed(batch, messages):
-                self._fail(batch, turned_away(error, status))
-        except BaseException:
-            self._fail(batch, turned_away(DatabaseUnavailableError("The service is ending."), status))
-            raise
+            problem = turned_away(error, status)
+            is_safe = await self._probed(batch, messages)
+        finally:
+            if not is_safe:  # also where `close` cancels a commit or a probe: nobody is left waiting
+                self._fail(batch, problem)
 
     async def _probed(self, batch: Batch, messages: Sequence[Message]) -> bool:
         """Where the relay has nothing to try Pub/Sub with, a batch that has no other home does it."""
