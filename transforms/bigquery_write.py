@@ -29,11 +29,12 @@ from transforms.pubsub_message import (
     METRICS_NAMESPACE,
     Extractor,
     MessageExtractingFn,
+    attribute_bytes,
 )
 from transforms.write_traces import BY_ENVIRONMENT, WriteTraces
 
 WriteMethod = OwnMethod | StockMethod
-MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet
+MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet, before another chunk of them
 # What is decoded together. Each message counts as so many bytes more, so that there are at most 256 of them.
 # The clock is looked at in between.
 _CHUNK_BYTES = 1_000_000
@@ -199,7 +200,7 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         rows, messages, letters = self._extractor.extract_all(self._chunk, self._payloads)
         self._rows += rows
         self._messages += messages
-        self._held_bytes += sum(map(len, self._payloads))
+        self._held_bytes += sum(map(len, self._payloads)) + attribute_bytes(self._chunk)
         self._chunk, self._payloads = [], []
         return [dict(letter) for letter in letters]
 
@@ -238,6 +239,8 @@ class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
     def process(self, letter: Row) -> None:
         self._letters.append(letter)
         self._bytes += len(letter["payload"])
+        for record in letter.get("attributes", ()):
+            self._bytes += len(record["key"]) + len(record["value"])
         if self._bytes > self._policy.max_bytes or len(self._letters) >= self._most:
             self._flush()
 
