@@ -212,7 +212,7 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
             return
         with self._traces.of_messages(messages, str(self._destination.table)):
             refused = self.write(rows)
-        self._extractor.parsed += len(rows)
+        self._extractor.parsed += len(rows) - len(refused)
         if refused:
             Metrics.counter(METRICS_NAMESPACE, "rows_refused").inc(len(refused))
         for index, detail in refused.items():
