@@ -30,17 +30,22 @@ def open_session(emulator_host: str = "") -> Any:
 
     Raises google.auth's DefaultCredentialsError.
     """
+    from transforms.bounded_http import BoundedAdapter
+
     if emulator_host:
         import requests
 
         session = requests.Session()
         session.trust_env = False  # no proxy lies between two programs of one machine
-        return session
-    import google.auth
-    from google.auth.transport.requests import AuthorizedSession
+    else:
+        import google.auth
+        from google.auth.transport.requests import AuthorizedSession
 
-    credentials, _ = google.auth.default(scopes=SCOPES)
-    return AuthorizedSession(credentials)
+        credentials, _ = google.auth.default(scopes=SCOPES)
+        session = AuthorizedSession(credentials)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, BoundedAdapter())
+    return session
 
 
 class InsertAll:
@@ -74,11 +79,17 @@ class InsertAll:
 
     def send(self, rows: Sequence[bytes]) -> Answer:
         """One call. Raises TransientError, TooLargeError, and GoogleAPICallError of the table as a whole."""
+        from transforms.bounded_http import Deadline
+
         # No insert ids: they would halve the quota for a de-duplication that lasts a minute at best.
         body = b'{"skipInvalidRows":true,"rows":[{"json":%s}]}' % b'},{"json":'.join(rows)
+        deadline = Deadline(self._call_seconds)
         try:
-            errors = self._post(body)
+            with deadline:
+                errors = self._post(body)
         except Exception as error:
+            if deadline.is_over:
+                raise TransientError(f"no answer in {self._call_seconds:g} s") from error
             if is_transient(error):
                 raise TransientError(type(error).__name__) from error
             raise
