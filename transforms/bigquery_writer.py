@@ -11,12 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from transforms import bigquery_append, bigquery_insert, bigquery_tables
-from transforms.bigquery_delivery import Answer, SchemaDoubtError, WriteError, WritePolicy, deliver, requests
+from transforms.bigquery_delivery import (
+    Answer,
+    SchemaDoubtError,
+    WriteError,
+    WritePolicy,
+    deliver,
+    requests,
+    sift,
+)
 from transforms.bigquery_rows import Row, TableRef
 
 OwnMethod = Literal["STORAGE_WRITE", "INSERT_ALL"]
 _CHANGES = 3  # of the columns while one batch is written
 _FRESH_SECONDS = 5.0  # as long columns that were read count as those of now
+_DOUBT_SECONDS = (
+    600.0  # as long a table that refused all rows of a batch is asked for a proof that it takes others
+)
 _AGAIN_SECONDS = 30.0  # after which columns that have grown old and could not be read are looked at again
 
 _log = logging.getLogger(__name__)
@@ -62,6 +73,7 @@ class Writer:
         self._columns: dict[str, dict[str, Any]] = {}
         self._read_at = self._failed_at = float("-inf")
         self._requests: Protocoled | None = None
+        self._taken_at = self._doubted_at = float("-inf")
 
     def write(self, rows: Sequence[Row], on_retry: Callable[[], None]) -> Written:
         """Appends the rows; those that are not refused are acknowledged when this returns.
@@ -82,7 +94,7 @@ class Writer:
             refused.clear()
             on_retry()
         if doubt is not None:
-            raise WriteError(f"{self._destination.table} takes no such rows: {doubt}") from doubt
+            size_bytes += self._sift(current, rows, unsent, refused, on_retry)
         return Written(refused, size_bytes)
 
     def close(self) -> None:
@@ -111,7 +123,42 @@ class Writer:
                 return waiting[start:], size_bytes, error
             refused.update((waiting[start + index], detail) for index, detail in found.items())
             size_bytes += sum(sizes[start:stop]) - sum(sizes[start + index] for index in found)
+            self._taken_at = time.monotonic()
         return (), size_bytes, None
+
+    def _sift(
+        self,
+        current: Protocoled,
+        rows: Sequence[Row],
+        unsent: Sequence[int],
+        refused: dict[int, str],
+        on_retry: Callable[[], None],
+    ) -> int:
+        """Writes rows of which a request was refused as a whole, and adds those at fault to `refused`.
+
+        Returns the bytes written. Where no row is taken it may be the table: raises WriteError then, unless
+        the table did so before and has taken other rows since.
+        """
+        encoded = [current.encode(rows[index]) for index in unsent]
+        sizes = [len(row) + current.row_overhead_bytes for row in encoded]
+        table = self._destination.table
+        parts = list(requests(sizes, self._policy))
+        try:
+            sifted = sift(current.send, encoded, parts, self._policy, on_retry, table)
+        except SchemaDoubtError as doubt:
+            self._doubted_at = time.monotonic()
+            raise WriteError(f"{table} takes no such rows: {doubt}") from doubt
+        now = time.monotonic()
+        if sifted.has_taken:
+            self._taken_at = now
+        elif self._taken_at < self._doubted_at or now - self._doubted_at > _DOUBT_SECONDS:
+            self._doubted_at = now
+            raise WriteError(f"{table} takes no such rows: {next(iter(sifted.suspects.values()))}")
+        else:
+            self._doubted_at = float("-inf")  # the next doubt wants a proof of its own
+        found = {**sifted.refused, **sifted.suspects}
+        refused.update((unsent[index], detail) for index, detail in found.items())
+        return sum(sizes) - sum(sizes[index] for index in found)
 
     def _current(self) -> Protocoled:
         """The requests for the columns that the table has, as far as is known."""
