@@ -228,10 +228,9 @@ class Writer:
             bigquery_tables.require_schema(self._destination.table, columns, self._schema)
         except bigquery_tables.SchemaError as error:
             raise WriteError(str(error)) from error
-        known = {field["name"] for field in self._schema}
         self._columns = columns
         self._read_at = time.monotonic()
-        self._requests = self._open({name: field for name, field in columns.items() if name in known})
+        self._requests = self._open(bigquery_tables.filled(columns, self._schema))
 
     def _open(self, columns: Mapping[str, Mapping[str, Any]]) -> Protocoled:
         table, method, emulator, storage_emulator = self._destination
