@@ -62,6 +62,12 @@ class Answer(NamedTuple):
     again: Sequence[int] = ()  # not taken, though nothing is wrong with them
 
 
+class MissingColumn(str):
+    """Why a row was refused, where that is a column which the table has: BigQuery may not know it yet."""
+
+    __slots__ = ()
+
+
 Send = Callable[[Sequence[bytes]], Answer]
 TAKEN = Answer({})
 
@@ -96,7 +102,7 @@ def deliver(
                 on_retry()
                 continue
         failures += 1
-        _pause(failures, len(waiting), cause, policy, table)
+        pause(failures, len(waiting), cause, policy, table)
         on_retry()
     return refused
 
@@ -164,7 +170,8 @@ def requests(sizes: Sequence[int], policy: WritePolicy) -> Iterator[tuple[int, i
         yield start, len(sizes)
 
 
-def _pause(failures: int, rows: int, cause: Exception | None, policy: WritePolicy, table: object) -> None:
+def pause(failures: int, rows: int, cause: Exception | None, policy: WritePolicy, table: object) -> None:
+    """Waits after the n-th failure in a row. Raises WriteError if the policy has no further attempt."""
     why = str(cause) if cause else "put off by BigQuery"
     if failures >= policy.attempts:
         raise WriteError(f"{rows} rows were not taken by {table} in {failures} calls: {why}") from cause

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from transforms.bigquery_delivery import TAKEN, Answer, TooLargeError, TransientError
+from transforms.bigquery_delivery import TAKEN, Answer, MissingColumn, TooLargeError, TransientError
 from transforms.bigquery_rows import Row, TableRef
 
 GOOGLE = "https://bigquery.googleapis.com"
@@ -93,7 +93,7 @@ class InsertAll:
             if is_transient(error):
                 raise TransientError(type(error).__name__) from error
             raise
-        return _answer(errors) if errors else TAKEN
+        return _answer(errors, self._columns) if errors else TAKEN
 
     def retire(self) -> None:
         """Nothing is held: the session is the process's."""
@@ -139,7 +139,7 @@ def _failure(response: Any) -> Exception:
     return from_http_response(response)  # type: ignore[no-any-return]
 
 
-def _answer(answers: Sequence[Mapping[str, Any]]) -> Answer:
+def _answer(answers: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Answer:
     """Divides the rows that were not taken into those to try again and those refused for good."""
     errors_by_index: dict[int, list[Mapping[str, Any]]] = {}
     for answer in answers:
@@ -150,8 +150,15 @@ def _answer(answers: Sequence[Mapping[str, Any]]) -> Answer:
         if {error.get("reason") for error in errors} <= _TRANSIENT_REASONS | {_STOPPED}:
             again.append(index)
         else:
-            refused[index] = _detail(errors)
+            is_missing = all(_is_missing(error, columns) for error in errors)
+            refused[index] = MissingColumn(_detail(errors)) if is_missing else _detail(errors)
     return Answer(refused, again)
+
+
+def _is_missing(error: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
+    """Whether it is about a column that the table is known to have."""
+    column = str(error.get("location", "")).partition(".")[0]
+    return column in columns and str(error.get("message", "")).startswith("no such field")
 
 
 def _detail(errors: Sequence[Mapping[str, Any]]) -> str:
