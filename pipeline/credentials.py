@@ -6,10 +6,14 @@ import os
 from typing import Any
 
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+_REMEDY = (
+    "Run `gcloud auth application-default login`, or set PUBSUB_EMULATOR_HOST and BIGQUERY_EMULATOR_HOST "
+    "to use local servers."
+)
 
 
 class CredentialsError(Exception):
-    """There are no credentials; the message names the command that makes them."""
+    """There are no credentials, or none that work; the message names the command that makes them."""
 
 
 def pubsub_emulator() -> str:
@@ -35,11 +39,14 @@ def application_default() -> Any:
     try:
         credentials, _ = google.auth.default(scopes=SCOPES)
     except GoogleAuthError as error:
-        raise CredentialsError(
-            f"No Google credentials: {error} Run `gcloud auth application-default login`, or set "
-            "PUBSUB_EMULATOR_HOST and BIGQUERY_EMULATOR_HOST to use local servers."
-        ) from error
+        raise CredentialsError(f"No Google credentials: {error} {_REMEDY}") from error
     return credentials
+
+
+def refused(purpose: str, error: Exception) -> CredentialsError:
+    """What to raise of a `GoogleAuthError` of credentials that were found, and what they were for."""
+    why = error.args[0] if error.args else type(error).__name__  # the others are Google's whole answer
+    return CredentialsError(f"{purpose}, for there are no Google credentials that work: {why}. {_REMEDY}")
 
 
 def require_for_emulated() -> None:

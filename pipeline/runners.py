@@ -154,9 +154,11 @@ def _require_reachable(options: SigninOptions) -> None:
 def ensure_tables(options: SigninOptions, emulator: str) -> None:
     """Makes the tables in the BigQuery of the emulator's URL, or in Google's own if that is empty.
 
-    Raises StartError where they cannot be made, or where they are there and cannot take the rows.
+    Raises StartError where they cannot be made, or where they are there and cannot take the rows, and
+    CredentialsError where Google takes no credentials of ours.
     """
     from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
 
     from transforms import bigquery_tables
 
@@ -171,6 +173,9 @@ def ensure_tables(options: SigninOptions, emulator: str) -> None:
         raise StartError(str(error)) from error
     except GoogleAPIError as error:
         raise StartError(f"{table} and {dead_letter_table} cannot be made or read: {error}") from error
+    except GoogleAuthError as error:
+        purpose = f"{table} and {dead_letter_table} cannot be made or read"
+        raise credentials.refused(purpose, error) from error
 
 
 def _require_active(options: SigninOptions) -> None:

@@ -72,13 +72,16 @@ class AppendRowsServer:
     `script` holds what becomes of the next requests, one entry each: a gRPC status ends the connection, a
     `google.rpc` code is the error of the answer, `lost` takes the rows and ends the connection instead of
     answering, `twice` gives the answer once too often, `silent` never answers, None takes the rows. `refuse`
-    judges each row.
+    judges each row; `spoils` tells whose row has its whole request refused as INVALID_ARGUMENT, by its
+    `answer` or by the `end` of the connection.
     """
 
     def __init__(self, keep_rows: bool = True) -> None:
         self.tables: dict[str, Table] = {}
         self.script: deque[Any] = deque()
         self.refuse: Judge = lambda _: ""
+        self.spoils: Judge = lambda _: ""
+        self.spoilt = 0  # requests
         self.requests: list[int] = []  # rows of each
         self.sizes: list[int] = []
         self.connections = 0
@@ -164,8 +167,9 @@ class _Connection:
             response.error.code, response.error.message = step, "scripted"
             return response
         rows, errors = self._rows(request, table)
-        if errors:
-            response.error.code, response.error.message = code_pb2.INVALID_ARGUMENT, "rows are corrupted"
+        if errors or self._is_spoilt(rows):
+            response.error.code = code_pb2.INVALID_ARGUMENT
+            response.error.message = "rows are corrupted" if errors else "bad request"
             for index, message in errors.items():
                 response.row_errors.add(index=index, code=FIELDS_ERROR, message=message)
             return response
@@ -178,6 +182,13 @@ class _Connection:
             for column in table.schema:
                 response.updated_schema.fields.add(name=column["name"])
         return response
+
+    def _is_spoilt(self, rows: list[dict[str, Any]]) -> bool:
+        way = next(filter(None, map(self._server.spoils, rows)), "")
+        self._server.spoilt += bool(way)
+        if way == "end":
+            raise _invalid("bad request")
+        return bool(way)
 
     def _open(self, request: Any) -> Table:
         name = request.write_stream

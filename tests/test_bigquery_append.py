@@ -39,3 +39,20 @@ def test_an_answer_too_many_ends_the_connection_and_the_next_request_opens_anoth
         requests.retire()
     assert server.connections == 2
     assert server.requests == [1, 1]
+
+
+def test_of_several_requests_under_way_only_the_oldest_is_to_blame_for_the_end_of_the_connection(
+    server: AppendRowsServer,
+):
+    with grpc.insecure_channel(server.address) as channel:
+        requests = AppendRows(channel, TABLE, bigquery_tables.columns_of(SIGNIN_SCHEMA), call_seconds=5)
+        row = requests.encode(ROW)
+        server.script.append(grpc.StatusCode.INVALID_ARGUMENT)
+        server.delay_seconds = 0.3
+        answers = [requests._submit([row])[1] for _ in range(3)]
+        codes = [answer.exception(5).code() for answer in answers]
+    assert codes == [
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNAVAILABLE,
+    ]

@@ -8,8 +8,9 @@ import pytest
 
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import StrictBigQuery, failure
-from tests.test_bigquery_write import METHODS, POLICY, Servers, age_columns, ids, messages_of
+from tests.test_bigquery_write import METHODS, POLICY, TABLE, Servers, age_columns, ids, messages_of
 from transforms import bigquery_tables, bigquery_writer
+from transforms.bigquery_rows import SIGNIN_SCHEMA
 
 NO_TABLE = {
     "outage": failure(503),
@@ -95,3 +96,17 @@ def test_rows_that_were_taken_are_not_written_again_where_the_table_does_not_say
     assert counters["rows_written"] == 2
     assert ids(servers.taken()) == ["id-0", "id-0", "id-2"]
     assert servers.rest.table_reads > 1
+
+
+def test_fields_that_somebody_added_to_the_attributes_of_a_table_stay_null(servers: Servers):
+    added = [
+        {"name": name, "type": kind, "mode": "NULLABLE"} for name, kind in (("n", "INT64"), ("j", "JSON"))
+    ]
+    attributes = SIGNIN_SCHEMA[4] | {"fields": [added[0], *SIGNIN_SCHEMA[4]["fields"], added[1]]}
+    servers.rest.fields = lambda _: [*SIGNIN_SCHEMA[:4], attributes]
+    servers.table = servers.append.create(TABLE, [*SIGNIN_SCHEMA[:4], attributes])
+    assert servers.write(messages_of(2)).counters["rows_written"] == 2
+    assert [row["attributes"] for row in servers.taken()] == [
+        [{"key": "n", "value": "0"}],
+        [{"key": "n", "value": "1"}],
+    ]

@@ -109,6 +109,12 @@ GOOD = [*SIGNIN_SCHEMA]
         (2, {"mode": "REQUIRED"}, "column event_id of the type STRING REQUIRED, and needs STRING NULLABLE"),
         (4, {"mode": "NULLABLE"}, "column attributes of the type RECORD NULLABLE, and needs RECORD REPEATED"),
         (4, {"fields": GOOD[4]["fields"][1:]}, "column attributes, has no column key of the type STRING"),
+        (4, {"fields": GOOD[4]["fields"][:1]}, "column attributes, has no column value of the type STRING"),
+        (
+            4,
+            {"fields": [*GOOD[4]["fields"], {"name": "kind", "type": "STRING", "mode": "REQUIRED"}]},
+            "column attributes, has a column kind of the type STRING REQUIRED, which no row fills",
+        ),
         (3, {"name": "when", "mode": "REQUIRED"}, "column when of the type TIMESTAMP REQUIRED, which no row"),
     ],
 )

@@ -207,7 +207,7 @@ def test_refused_rows_become_dead_letters_and_their_neighbours_are_written(serve
     assert ids(servers.taken()) == ["id-0", "id-2", "id-3", "id-5"]
     assert counters["rows_written"] == 4
     assert counters["rows_refused"] == counters["dead_letters_row_refused"] == 2
-    assert counters["signins_parsed"] == 6
+    assert counters["signins_parsed"] == 4
     assert [letter["event_id"] for letter in letters] == ["id-1", "id-4"]
     assert {letter["stage"] for letter in letters} == {"write"}
     assert {letter["reason"] for letter in letters} == {"row_refused"}
@@ -259,6 +259,30 @@ def test_a_bundle_goes_in_requests_of_bounded_rows_bytes_and_time(
     assert 1 < max(servers.requests()) <= most
     assert sorted(letter["event_id"] for letter in letters) == ["id-0", "id-5"]
     assert len(ids(servers.taken())) == len(set(ids(servers.taken()))) == messages - 2
+
+
+def test_no_more_messages_are_held_than_the_bound_says_however_large_their_attributes(servers: Servers):
+    attributes = {f"k{number}": "é" * 1000 for number in range(20)}
+    messages = [BeamMessage(body, attributes) for body in messages_of(600)]
+    letters, _, _ = servers.write(messages, replace(POLICY, max_bytes=1_000_000))
+    assert letters == []
+    assert len(ids(servers.taken())) == len(set(ids(servers.taken()))) == 600
+    assert max(servers.requests()) <= 256  # what is decoded at once
+
+
+def test_dead_letters_are_not_held_beyond_the_bound_however_large_their_attributes(servers: Servers):
+    letter = LETTER | {"attributes": [{"key": "k", "value": "v" * 100_000}]}
+    step = WriteDeadLetters(
+        LETTERS,
+        method=servers.method,
+        emulator_host=servers.rest.url,
+        storage_emulator_host=servers.append.address,
+        policy=replace(POLICY, max_bytes=250_000),
+    )._write
+    step.start_bundle()
+    for _ in range(10):
+        step.process(letter)
+    assert len(servers.taken_letters()) >= 8
 
 
 def test_requests_stay_below_the_limit_in_bytes_whatever_the_text(servers: Servers):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import grpc
 import pytest
 from google.pubsub_v1 import types
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from service.local.faults import Fault, set_faults
 from tests.pubsub_process import PubsubProcess
 from tests.test_local_engine import Place
+from transforms import dead_letter_topic
 from transforms.bigquery_rows import dead_letter_row
 from transforms.dead_letter_topic import Publisher, attributes
 
@@ -72,6 +75,17 @@ def test_a_topic_that_is_away_is_counted_and_stops_nobody(place, code, caplog):
     set_faults(place.address, [Fault(method="Publish", code=code)])
     assert Publisher(place.channel, place.topic).publish([LETTER] * 3) == 3
     assert f"3 dead letters are not in {place.topic}, but in their table: {code}" in caplog.text
+
+
+def test_a_topic_that_never_answers_holds_up_all_letters_together_no_longer_than_one_deadline(
+    place, monkeypatch
+):
+    monkeypatch.setattr(dead_letter_topic, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(dead_letter_topic, "PUBLISH_SECONDS", 1.0, raising=False)
+    set_faults(place.address, [Fault(method="Publish", hold=True)])
+    begun = time.monotonic()
+    assert Publisher(place.channel, place.topic).publish([LETTER] * 2_000) == 2_000
+    assert time.monotonic() - begun < 3
 
 
 def test_many_letters_go_in_calls_within_the_limits():

@@ -25,7 +25,7 @@ from pipeline.local_engine.report import Report
 from pipeline.local_engine.runs import GraphRuns, UnsupportedGraphError
 from pipeline.local_engine.subscriber import MAX_ACK_IDS, Subscriber, SubscriptionError, _parts
 from pipeline.options import parse
-from service.local.faults import Fault, call_counts, set_faults
+from service.local.faults import Fault, call_counts, set_faults, wait_held
 from tests.pubsub_process import PubsubProcess
 
 _numbers = itertools.count(1)
@@ -459,8 +459,29 @@ def test_leases_are_extended_until_they_are_given_back(place):
     leases = Leases(subscriber, deadline_seconds=3)
     leases.start()
     leases.hold([received.ack_id], begun)
-    until(lambda: call_counts(place.address)["ModifyAckDeadline"] >= before + 4)
+    until(lambda: call_counts(place.address).get("ModifyAckDeadline", 0) >= before + 4)
     assert place.waiting() == []
+    leases.close()
+    assert place.waiting() == ["one"]
+
+
+def test_an_extension_that_is_late_does_not_bring_back_a_message_that_was_put_away_meanwhile(place):
+    place.publish("one")
+    subscriber = Subscriber(place.channel, place.subscription)
+    begun = time.monotonic()
+    (received,) = subscriber.begin_pull(10, 5).result().received_messages
+    set_faults(place.address, [Fault(method="ModifyAckDeadline", hold=True, times=1)])
+    leases = Leases(subscriber, deadline_seconds=1)
+    leases.hold([received.ack_id], begun)
+    leases.start()
+    wait_held(place.address, "ModifyAckDeadline")
+    parking = threading.Thread(target=leases.park, args=(received.ack_id, 60))
+    parking.start()
+    parking.join(0.5)  # which it does only where it does not wait for the extension
+    set_faults(place.address, [])
+    parking.join(5)
+    assert not parking.is_alive()
+    assert not subscriber.begin_pull(10, 2.0).result().received_messages
     leases.close()
     assert place.waiting() == ["one"]
 

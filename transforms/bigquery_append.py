@@ -204,7 +204,10 @@ class _Connection:
             self._end(error)
 
     def _end(self, error: Exception) -> None:
-        """Nothing is read any more: what is not answered fails, and so does what is submitted later."""
+        """Nothing is read any more: what is not answered fails, and so does what is submitted later.
+
+        Answers go by their order, so the error is about the oldest; the others are not to blame.
+        """
         self.cancel()
         with self._lock:
             self._broken = True
@@ -212,6 +215,7 @@ class _Connection:
         self._queue.put(None)
         for future in pending:
             future.set_exception(error)
+            error = _ClosedError()
 
 
 class _ClosedError(grpc.RpcError):  # type: ignore[misc]

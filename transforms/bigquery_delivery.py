@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _log = logging.getLogger(__name__)
+_MOST_DOUBTS = (
+    2_000  # requests that are refused as a whole, until rows are no longer told from their neighbours
+)
+_FIRST_DOUBTS = 32  # the same where the table has taken none
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,12 @@ class Answer(NamedTuple):
     again: Sequence[int] = ()  # not taken, though nothing is wrong with them
 
 
+class MissingColumn(str):
+    """Why a row was refused, where that is a column which the table has: BigQuery may not know it yet."""
+
+    __slots__ = ()
+
+
 Send = Callable[[Sequence[bytes]], Answer]
 TAKEN = Answer({})
 
@@ -92,9 +102,60 @@ def deliver(
                 on_retry()
                 continue
         failures += 1
-        _pause(failures, len(waiting), cause, policy, table)
+        pause(failures, len(waiting), cause, policy, table)
         on_retry()
     return refused
+
+
+class Sifted(NamedTuple):
+    """What became of rows of which a request as a whole was refused, by their index."""
+
+    refused: Mapping[int, str]  # as `deliver` gives it
+    suspects: Mapping[int, str]  # rows that were refused alone as their request was, and why
+    has_taken: bool  # whether the table took any row, so that it is not at fault
+
+
+def sift(
+    send: Send,
+    rows: Sequence[bytes],
+    parts: Sequence[tuple[int, int]],
+    policy: WritePolicy,
+    on_retry: Callable[[], None],
+    table: object,
+) -> Sifted:
+    """Sends the rows in ever smaller requests until those at fault stand alone.
+
+    `parts` are requests as pairs of first index and the one behind the last, the first of them refused
+    already. Raises what `deliver` does; SchemaDoubtError where so many are refused that it must be the table.
+    """
+    refused: dict[int, str] = {}
+    suspects: dict[int, str] = {}
+    has_taken = False
+    doubts = 0
+    waiting = [*reversed(parts[1:]), *_halved(*parts[0])]
+    while waiting:
+        start, stop = waiting.pop()
+        on_retry()
+        try:
+            found = deliver(send, rows[start:stop], policy, on_retry, table)
+        except SchemaDoubtError as error:
+            doubts += 1
+            if doubts >= (_MOST_DOUBTS if has_taken else _FIRST_DOUBTS):
+                raise
+            if stop - start == 1:
+                suspects[start] = str(error)
+            else:
+                waiting += _halved(start, stop)
+        else:
+            has_taken = True
+            refused.update((start + index, detail) for index, detail in found.items())
+    return Sifted(refused, suspects, has_taken)
+
+
+def _halved(start: int, stop: int) -> list[tuple[int, int]]:
+    """The first half comes last, where it is taken from."""
+    middle = (start + stop) // 2
+    return [(middle, stop), (start, middle)] if stop - start > 1 else [(start, stop)]
 
 
 def requests(sizes: Sequence[int], policy: WritePolicy) -> Iterator[tuple[int, int]]:
@@ -109,7 +170,8 @@ def requests(sizes: Sequence[int], policy: WritePolicy) -> Iterator[tuple[int, i
         yield start, len(sizes)
 
 
-def _pause(failures: int, rows: int, cause: Exception | None, policy: WritePolicy, table: object) -> None:
+def pause(failures: int, rows: int, cause: Exception | None, policy: WritePolicy, table: object) -> None:
+    """Waits after the n-th failure in a row. Raises WriteError if the policy has no further attempt."""
     why = str(cause) if cause else "put off by BigQuery"
     if failures >= policy.attempts:
         raise WriteError(f"{rows} rows were not taken by {table} in {failures} calls: {why}") from cause

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from transforms.bigquery_delivery import TAKEN, Answer, TooLargeError, TransientError
+from transforms.bigquery_delivery import TAKEN, Answer, MissingColumn, TooLargeError, TransientError
 from transforms.bigquery_rows import Row, TableRef
 
 GOOGLE = "https://bigquery.googleapis.com"
@@ -30,17 +30,22 @@ def open_session(emulator_host: str = "") -> Any:
 
     Raises google.auth's DefaultCredentialsError.
     """
+    from transforms.bounded_http import BoundedAdapter
+
     if emulator_host:
         import requests
 
         session = requests.Session()
         session.trust_env = False  # no proxy lies between two programs of one machine
-        return session
-    import google.auth
-    from google.auth.transport.requests import AuthorizedSession
+    else:
+        import google.auth
+        from google.auth.transport.requests import AuthorizedSession
 
-    credentials, _ = google.auth.default(scopes=SCOPES)
-    return AuthorizedSession(credentials)
+        credentials, _ = google.auth.default(scopes=SCOPES)
+        session = AuthorizedSession(credentials)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, BoundedAdapter())
+    return session
 
 
 class InsertAll:
@@ -74,15 +79,21 @@ class InsertAll:
 
     def send(self, rows: Sequence[bytes]) -> Answer:
         """One call. Raises TransientError, TooLargeError, and GoogleAPICallError of the table as a whole."""
+        from transforms.bounded_http import Deadline
+
         # No insert ids: they would halve the quota for a de-duplication that lasts a minute at best.
         body = b'{"skipInvalidRows":true,"rows":[{"json":%s}]}' % b'},{"json":'.join(rows)
+        deadline = Deadline(self._call_seconds)
         try:
-            errors = self._post(body)
+            with deadline:
+                errors = self._post(body)
         except Exception as error:
+            if deadline.is_over:
+                raise TransientError(f"no answer in {self._call_seconds:g} s") from error
             if is_transient(error):
                 raise TransientError(type(error).__name__) from error
             raise
-        return _answer(errors) if errors else TAKEN
+        return _answer(errors, self._columns) if errors else TAKEN
 
     def retire(self) -> None:
         """Nothing is held: the session is the process's."""
@@ -128,7 +139,7 @@ def _failure(response: Any) -> Exception:
     return from_http_response(response)  # type: ignore[no-any-return]
 
 
-def _answer(answers: Sequence[Mapping[str, Any]]) -> Answer:
+def _answer(answers: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Answer:
     """Divides the rows that were not taken into those to try again and those refused for good."""
     errors_by_index: dict[int, list[Mapping[str, Any]]] = {}
     for answer in answers:
@@ -139,8 +150,15 @@ def _answer(answers: Sequence[Mapping[str, Any]]) -> Answer:
         if {error.get("reason") for error in errors} <= _TRANSIENT_REASONS | {_STOPPED}:
             again.append(index)
         else:
-            refused[index] = _detail(errors)
+            is_missing = all(_is_missing(error, columns) for error in errors)
+            refused[index] = MissingColumn(_detail(errors)) if is_missing else _detail(errors)
     return Answer(refused, again)
+
+
+def _is_missing(error: Mapping[str, Any], columns: Mapping[str, Any]) -> bool:
+    """Whether it is about a column that the table is known to have."""
+    column = str(error.get("location", "")).partition(".")[0]
+    return column in columns and str(error.get("message", "")).startswith("no such field")
 
 
 def _detail(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -78,16 +78,21 @@ def columns(client: Any, table: TableRef, *, briefly: bool = False) -> dict[str,
 
 
 def require_schema(
-    table: object, found: Mapping[str, Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]
+    table: object,
+    found: Mapping[str, Mapping[str, Any]],
+    wanted: Sequence[Mapping[str, Any]],
+    *,
+    is_record: bool = False,
 ) -> None:
     """Raises SchemaError unless rows of the wanted schema can be appended to a table with these columns.
 
-    It may lack what is not REQUIRED, and may have other columns that are not.
+    It may lack what is not REQUIRED, and may have other columns that are not. A record, which is sent
+    whole, lacks nothing.
     """
     for field in wanted:
         column = found.get(field["name"])
         if column is None:
-            if field["mode"] == "REQUIRED":
+            if is_record or field["mode"] == "REQUIRED":
                 raise SchemaError(f"{table} has no column {field['name']} of the type {_type(field)}")
             continue
         if not _takes(column, field):
@@ -95,11 +100,24 @@ def require_schema(
                 f"{table} has a column {field['name']} of the type {_type(column)}, and needs {_type(field)}"
             )
         if field["type"] == "RECORD":
-            require_schema(f"{table}, column {field['name']},", columns_of(column["fields"]), field["fields"])
+            within = f"{table}, column {field['name']},"
+            require_schema(within, columns_of(column["fields"]), field["fields"], is_record=True)
     known = {field["name"] for field in wanted}
     for name, column in found.items():
         if name not in known and column["mode"] == "REQUIRED":
             raise SchemaError(f"{table} has a column {name} of the type {_type(column)}, which no row fills")
+
+
+def filled(
+    found: Mapping[str, Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Those of the columns that rows of the wanted schema fill, and of their fields likewise."""
+    columns = {}
+    for field in wanted:
+        if column := found.get(field["name"]):
+            fields = filled(columns_of(column["fields"]), field.get("fields", ()))
+            columns[field["name"]] = {**column, "fields": list(fields.values())}
+    return columns
 
 
 def _takes(column: Mapping[str, Any], field: Mapping[str, Any]) -> bool:

@@ -10,7 +10,8 @@ import functools
 import gc
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import apache_beam as beam
@@ -21,18 +22,19 @@ from transforms import write_metrics
 from transforms.bigquery_delivery import WritePolicy
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, Row, TableRef, shortened
 from transforms.bigquery_stock import StockMethod, WriteRows
-from transforms.bigquery_writer import Destination, OwnMethod, Writer, shared_writer
+from transforms.bigquery_writer import Destination, OwnMethod, shared_writer
 from transforms.dead_letter_topic import Topic, shared_publisher
 from transforms.pubsub_message import (
     DEAD_LETTERS,
     METRICS_NAMESPACE,
     Extractor,
     MessageExtractingFn,
+    attribute_bytes,
 )
 from transforms.write_traces import BY_ENVIRONMENT, WriteTraces
 
 WriteMethod = OwnMethod | StockMethod
-MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet
+MAX_HELD_BYTES = 32_000_000  # of messages whose rows are not acknowledged yet, before another chunk of them
 # What is decoded together. Each message counts as so many bytes more, so that there are at most 256 of them.
 # The clock is looked at in between.
 _CHUNK_BYTES = 1_000_000
@@ -86,6 +88,7 @@ class WriteSignins(beam.PTransform):  # type: ignore[misc]
 class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
     """Appends dead letters to `table`, and publishes them to `topic` where there is one.
 
+    A bundle's first goes at once, so that a table that takes none fails the bundle before its rows go.
     One that BigQuery refuses is sent again without all that is not required; refused once more it is
     counted and logged, and is in the topic alone.
     """
@@ -151,13 +154,13 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         return self._look() if room < 0 else None  # the same as nothing to Beam, and quicker
 
     def finish_bundle(self) -> Iterable[Any]:
-        for letter in (*self._extract(), *self._flush()):
+        for letter in chain(self._extract(), self._flush()):
             yield GlobalWindows.windowed_value(letter)
         self._extractor.report()
 
     def write(self, rows: list[Row]) -> dict[int, str]:
         """Appends the rows; returns why some were refused, by index."""
-        written = _writer(self._destination, SIGNIN_SCHEMA, self._policy).write(rows, _count_retry)
+        written = shared_writer(self._destination, SIGNIN_SCHEMA, self._policy).write(rows, _count_retry)
         write_metrics.count_rows(rows, written)
         return dict(written.refused)
 
@@ -170,7 +173,7 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         self._held_bytes = 0
         self._until = _NEVER
 
-    def _look(self) -> list[Row]:
+    def _look(self) -> Iterable[Row]:
         """Decodes the chunk, and sends the rows if they are enough or the oldest has waited long enough."""
         now = time.monotonic()
         letters = self._extract()
@@ -180,7 +183,7 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
             or count >= self._policy.max_rows
             or self._held_bytes > min(MAX_HELD_BYTES, self._policy.max_bytes)
         ):
-            return letters + self._flush()
+            return chain(letters, self._flush())
         if self._until == _NEVER:
             self._until = now + self._policy.max_seconds
         self._room = min(
@@ -197,26 +200,23 @@ class WriteSigninsFn(beam.DoFn):  # type: ignore[misc]
         rows, messages, letters = self._extractor.extract_all(self._chunk, self._payloads)
         self._rows += rows
         self._messages += messages
-        self._held_bytes += sum(map(len, self._payloads))
+        self._held_bytes += sum(map(len, self._payloads)) + attribute_bytes(self._chunk)
         self._chunk, self._payloads = [], []
         return [dict(letter) for letter in letters]
 
-    def _flush(self) -> list[Row]:
+    def _flush(self) -> Iterator[Row]:
+        """Sends the rows when the first of what it yields is asked for: when the letters before are out."""
         rows, messages = self._rows, self._messages
         self._reset()
         if not rows:
-            return []
+            return
         with self._traces.of_messages(messages, str(self._destination.table)):
             refused = self.write(rows)
-        self._extractor.parsed += len(rows)
-        if not refused:
-            return []
-        Metrics.counter(METRICS_NAMESPACE, "rows_refused").inc(len(refused))
-        refuse = self._extractor.refuse
-        return [
-            dict(refuse(messages[index], "write", "row_refused", detail, rows[index]))
-            for index, detail in refused.items()
-        ]
+        self._extractor.parsed += len(rows) - len(refused)
+        if refused:
+            Metrics.counter(METRICS_NAMESPACE, "rows_refused").inc(len(refused))
+        for index, detail in refused.items():
+            yield dict(self._extractor.refuse(messages[index], "write", "row_refused", detail, rows[index]))
 
 
 class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
@@ -230,14 +230,18 @@ class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
         self._topic = topic
         self._letters: list[Row] = []
         self._bytes = 0
+        self._most = 1
 
     def start_bundle(self) -> None:
         self._letters, self._bytes = [], 0
+        self._most = 1  # letters that are collected; the first tells whether the table takes any
 
     def process(self, letter: Row) -> None:
         self._letters.append(letter)
         self._bytes += len(letter["payload"])
-        if self._bytes > self._policy.max_bytes or len(self._letters) >= self._policy.max_rows:
+        for record in letter.get("attributes", ()):
+            self._bytes += len(record["key"]) + len(record["value"])
+        if self._bytes > self._policy.max_bytes or len(self._letters) >= self._most:
             self._flush()
 
     def finish_bundle(self) -> None:
@@ -245,6 +249,7 @@ class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
 
     def _flush(self) -> None:
         letters, self._letters, self._bytes = self._letters, [], 0
+        self._most = self._policy.max_rows
         if not letters:
             return
         with self._traces.of_dead_letters(letters, str(self._destination.table)):
@@ -256,7 +261,7 @@ class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
                 Metrics.counter(METRICS_NAMESPACE, "dead_letters_unpublished").inc(failed)
 
     def _append(self, letters: list[Row]) -> None:
-        writer = _writer(self._destination, DEAD_LETTER_SCHEMA, self._policy)
+        writer = shared_writer(self._destination, DEAD_LETTER_SCHEMA, self._policy)
         refused = writer.write(letters, _count_retry).refused
         written = len(letters) - len(refused)
         if refused:
@@ -287,10 +292,6 @@ def _spare_the_collector() -> None:
     attributes that costs more than all else that is done to a row.
     """
     gc.freeze()
-
-
-def _writer(destination: Destination, schema: list[dict[str, Any]], policy: WritePolicy) -> Writer:
-    return shared_writer(destination, schema, policy)
 
 
 def _count_retry() -> None:

@@ -11,12 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from transforms import bigquery_append, bigquery_insert, bigquery_tables
-from transforms.bigquery_delivery import Answer, SchemaDoubtError, WriteError, WritePolicy, deliver, requests
+from transforms.bigquery_delivery import (
+    Answer,
+    MissingColumn,
+    SchemaDoubtError,
+    TransientError,
+    WriteError,
+    WritePolicy,
+    deliver,
+    pause,
+    requests,
+    sift,
+)
 from transforms.bigquery_rows import Row, TableRef
 
 OwnMethod = Literal["STORAGE_WRITE", "INSERT_ALL"]
-_CHANGES = 3  # of the columns while one batch is written
+_CHANGES = 2  # of the columns while one batch is written
 _FRESH_SECONDS = 5.0  # as long columns that were read count as those of now
+_LATE_SECONDS = 600.0  # after which insertAll knows the columns that the table has
+_DOUBT_SECONDS = (
+    600.0  # as long a table that refused all rows of a batch is asked for a proof that it takes others
+)
 _AGAIN_SECONDS = 30.0  # after which columns that have grown old and could not be read are looked at again
 
 _log = logging.getLogger(__name__)
@@ -62,6 +77,7 @@ class Writer:
         self._columns: dict[str, dict[str, Any]] = {}
         self._read_at = self._failed_at = float("-inf")
         self._requests: Protocoled | None = None
+        self._taken_at = self._doubted_at = self._adopted_at = float("-inf")
 
     def write(self, rows: Sequence[Row], on_retry: Callable[[], None]) -> Written:
         """Appends the rows; those that are not refused are acknowledged when this returns.
@@ -69,20 +85,28 @@ class Writer:
         Raises WriteError, and what Google's libraries raise of a table that is missing or forbidden.
         """
         refused: dict[int, str] = {}
-        size_bytes = 0
+        size_bytes = changes = failures = 0
+        doubt: SchemaDoubtError | None = None
         waiting: Sequence[int] = range(len(rows))
-        for left in reversed(range(_CHANGES)):
+        while waiting:
             current = self._current()
             unsent, written, doubt = self._write(current, rows, waiting, refused, on_retry)
             size_bytes += written
             # What was refused may be well in a table that has other columns by now.
             waiting = [*unsent, *refused]
-            if not (waiting and left and self._has_changed(current, at_once=doubt is not None)):
+            if waiting and changes < _CHANGES and self._has_changed(current, at_once=doubt is not None):
+                changes += 1
+            elif doubt is None and (waiting := self._too_early(refused)):
+                failures += 1
+                cause = TransientError(refused[waiting[0]])
+                pause(failures, len(waiting), cause, self._policy, self._destination.table)
+            else:
                 break
-            refused.clear()
+            for index in waiting:
+                refused.pop(index, None)
             on_retry()
         if doubt is not None:
-            raise WriteError(f"{self._destination.table} takes no such rows: {doubt}") from doubt
+            size_bytes += self._sift(current, rows, unsent, refused, on_retry)
         return Written(refused, size_bytes)
 
     def close(self) -> None:
@@ -111,7 +135,48 @@ class Writer:
                 return waiting[start:], size_bytes, error
             refused.update((waiting[start + index], detail) for index, detail in found.items())
             size_bytes += sum(sizes[start:stop]) - sum(sizes[start + index] for index in found)
+            self._taken_at = time.monotonic()
         return (), size_bytes, None
+
+    def _too_early(self, refused: Mapping[int, str]) -> list[int]:
+        """Rows refused for a column that the table has, as long as BigQuery may not know it yet."""
+        if time.monotonic() - self._adopted_at > _LATE_SECONDS:
+            return []
+        return [index for index, detail in refused.items() if isinstance(detail, MissingColumn)]
+
+    def _sift(
+        self,
+        current: Protocoled,
+        rows: Sequence[Row],
+        unsent: Sequence[int],
+        refused: dict[int, str],
+        on_retry: Callable[[], None],
+    ) -> int:
+        """Writes rows of which a request was refused as a whole, and adds those at fault to `refused`.
+
+        Returns the bytes written. Where no row is taken it may be the table: raises WriteError then, unless
+        the table did so before and has taken other rows since.
+        """
+        encoded = [current.encode(rows[index]) for index in unsent]
+        sizes = [len(row) + current.row_overhead_bytes for row in encoded]
+        table = self._destination.table
+        parts = list(requests(sizes, self._policy))
+        try:
+            sifted = sift(current.send, encoded, parts, self._policy, on_retry, table)
+        except SchemaDoubtError as doubt:
+            self._doubted_at = time.monotonic()
+            raise WriteError(f"{table} takes no such rows: {doubt}") from doubt
+        now = time.monotonic()
+        if sifted.has_taken:
+            self._taken_at = now
+        elif self._taken_at < self._doubted_at or now - self._doubted_at > _DOUBT_SECONDS:
+            self._doubted_at = now
+            raise WriteError(f"{table} takes no such rows: {next(iter(sifted.suspects.values()))}")
+        else:
+            self._doubted_at = float("-inf")  # the next doubt wants a proof of its own
+        found = {**sifted.refused, **sifted.suspects}
+        refused.update((unsent[index], detail) for index, detail in found.items())
+        return sum(sizes) - sum(sizes[index] for index in found)
 
     def _current(self) -> Protocoled:
         """The requests for the columns that the table has, as far as is known."""
@@ -181,10 +246,9 @@ class Writer:
             bigquery_tables.require_schema(self._destination.table, columns, self._schema)
         except bigquery_tables.SchemaError as error:
             raise WriteError(str(error)) from error
-        known = {field["name"] for field in self._schema}
         self._columns = columns
-        self._read_at = time.monotonic()
-        self._requests = self._open({name: field for name, field in columns.items() if name in known})
+        self._read_at = self._adopted_at = time.monotonic()
+        self._requests = self._open(bigquery_tables.filled(columns, self._schema))
 
     def _open(self, columns: Mapping[str, Mapping[str, Any]]) -> Protocoled:
         table, method, emulator, storage_emulator = self._destination
@@ -197,22 +261,9 @@ class Writer:
 
 # `DoFn.setup` runs again for every micro-batch of the local engine, so what takes time to open is kept
 # for the process.
-@functools.lru_cache(maxsize=16)
-def shared_client(project: str, emulator_host: str) -> Any:
-    """The one BigQuery client of this process."""
-    return bigquery_tables.client(project, emulator_host)
-
-
-@functools.lru_cache(maxsize=4)
-def shared_session(emulator_host: str) -> Any:
-    """The one HTTP session of this process."""
-    return bigquery_insert.open_session(emulator_host)
-
-
-@functools.lru_cache(maxsize=4)
-def shared_channel(storage_emulator_host: str) -> Any:
-    """The one gRPC channel of this process."""
-    return bigquery_append.open_channel(storage_emulator_host)
+shared_client = functools.lru_cache(maxsize=16)(bigquery_tables.client)
+shared_session = functools.lru_cache(maxsize=4)(bigquery_insert.open_session)
+shared_channel = functools.lru_cache(maxsize=4)(bigquery_append.open_channel)
 
 
 _writers: dict[tuple[Destination, WritePolicy], Writer] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ GOOGLE = "pubsub.googleapis.com:443"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 PREFIX = "dead_letter_"
 CALL_SECONDS = 10.0
+PUBLISH_SECONDS = 20.0  # for all letters that are published together
 MAX_CALL_MESSAGES = 500
 MAX_CALL_BYTES = 8_000_000
 MAX_ATTRIBUTES = 100
@@ -71,11 +73,12 @@ class Publisher:
         )
 
     def publish(self, letters: Sequence[Row]) -> int:
-        """Publishes what it can within some 30 s for each call; returns how many letters it could not."""
+        """Publishes what it can within PUBLISH_SECONDS; returns how many letters it could not."""
         failed = 0
+        until = time.monotonic() + PUBLISH_SECONDS
         for messages in self._calls(letters):
             try:
-                self._persist(self._request(topic=self._topic, messages=messages))
+                self._persist(self._request(topic=self._topic, messages=messages), until)
             except grpc.RpcError as error:
                 failed += len(messages)
                 _log.error(
@@ -87,11 +90,12 @@ class Publisher:
                 )
         return failed
 
-    def _persist(self, request: Any) -> None:
+    def _persist(self, request: Any, until: float) -> None:
         metadata = (("x-goog-request-params", f"topic={self._topic}"),)
         for left in reversed(range(_ATTEMPTS)):
+            seconds = max(0.0, min(CALL_SECONDS, until - time.monotonic()))  # without any it fails at once
             try:
-                self._publish(request, timeout=CALL_SECONDS, metadata=metadata)
+                self._publish(request, timeout=seconds, metadata=metadata)
             except grpc.RpcError as error:
                 if not left or error.code() not in _TRANSIENT:
                     raise

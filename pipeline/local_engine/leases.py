@@ -24,6 +24,7 @@ class Leases:
         self._subscriber = subscriber
         self._deadline = deadline_seconds
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # to call: an extension that is late would undo a later call
         self._expiry: dict[str, float] = {}
         self._parked: dict[str, float] = {}
         self._closed = threading.Event()
@@ -49,13 +50,13 @@ class Leases:
         with self._lock:
             self._expiry.pop(ack_id, None)
             self._parked[ack_id] = time.monotonic() + seconds
-        self._modify([ack_id], seconds)
+        self._modify_in_turn([ack_id], seconds)
 
     def give_back(self, ack_ids: Iterable[str]) -> None:
         """Lets Pub/Sub deliver these messages again at once."""
         given = list(ack_ids)
         self.forget(given)
-        self._modify(given, 0, GIVE_BACK_SECONDS)
+        self._modify_in_turn(given, 0, GIVE_BACK_SECONDS)
 
     def close(self) -> None:
         """Gives everything back and extends nothing any more."""
@@ -64,21 +65,32 @@ class Leases:
             held = [*self._expiry, *self._parked]
             self._expiry.clear()
             self._parked.clear()
-        self._modify(held, 0, GIVE_BACK_SECONDS)
+        self._modify_in_turn(held, 0, GIVE_BACK_SECONDS)
 
     def _run(self) -> None:
         while not self._closed.wait(self._deadline / 10):
-            now = time.monotonic()
+            with self._turn:
+                self._extend()
+
+    def _extend(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            due = [
+                a for a, expiry in self._expiry.items() if expiry - now < EXTEND_WHEN_LEFT * self._deadline
+            ]
+            self._parked = {a: expiry for a, expiry in self._parked.items() if expiry > now}
+        if due and self._modify(due, self._deadline):
             with self._lock:
-                due = [
-                    a
-                    for a, expiry in self._expiry.items()
-                    if expiry - now < EXTEND_WHEN_LEFT * self._deadline
-                ]
-                self._parked = {a: expiry for a, expiry in self._parked.items() if expiry > now}
-            if due and self._modify(due, self._deadline):
-                with self._lock:
-                    self._expiry.update((a, now + self._deadline) for a in due if a in self._expiry)
+                self._expiry.update((a, now + self._deadline) for a in due if a in self._expiry)
+
+    def _modify_in_turn(self, ack_ids: list[str], seconds: int, timeout: float = 5.0) -> None:
+        """Waits for an extension under way, but not for a server that is away."""
+        has_turn = self._turn.acquire(timeout=GIVE_BACK_SECONDS)
+        try:
+            self._modify(ack_ids, seconds, timeout)
+        finally:
+            if has_turn:
+                self._turn.release()
 
     def _modify(self, ack_ids: list[str], seconds: int, timeout: float = 5.0) -> bool:
         try:

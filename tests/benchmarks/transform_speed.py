@@ -227,7 +227,7 @@ def profile(form: str, count: int) -> None:
     decoder = msgspec.json.Decoder(SigninEvent)
     step = CountingFn(Destination(TableRef("benchmark", "signin", "rows")), WritePolicy(), Extractor())
     parts: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
-        "the step as a whole": (lambda chunk: [step.process(body) for body in chunk], chunks),
+        "the step as a whole": (lambda chunk: [list(step.process(body) or ()) for body in chunk], chunks),
         "  decoding and checks": (decode_together, chunks),
         "    of which msgspec": (lambda chunk: list(map(decoder.decode, chunk)), chunks),
         "  rows of it": (to_rows, columns),

@@ -1,0 +1,67 @@
+"""A job whose credentials Google takes no longer says so in a sentence, not in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from pipeline.user_signin import run
+
+
+class _RefusingHandler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.dumps({"error": "invalid_grant", "error_description": "Account was deleted"}).encode()
+        self.send_response(400)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def token_url() -> Iterator[str]:
+    """Where tokens are asked for, and nobody gets one."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _RefusingHandler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
+
+
+def test_credentials_that_give_no_token_end_the_start_with_a_sentence(
+    token_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    key = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    account = {
+        "type": "service_account",
+        "project_id": "my-project",
+        "client_email": "job@my-project.iam.gserviceaccount.com",
+        "private_key": key.decode(),
+        "token_uri": token_url,
+    }
+    path = tmp_path / "account.json"
+    path.write_text(json.dumps(account))
+    for name in list(os.environ):
+        if "EMULATOR" in name:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    assert run(["--project=my-project"]) == 2
+    assert "my-project.user_signin.signins and my-project.user_signin.dead_letters" in caplog.text
+    assert "no Google credentials that work" in caplog.text
+    assert "Account was deleted" in caplog.text
+    assert "gcloud auth application-default login" in caplog.text
