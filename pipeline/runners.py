@@ -179,8 +179,13 @@ def ensure_tables(options: SigninOptions, emulator: str) -> None:
 
 
 def _require_active(options: SigninOptions) -> None:
-    """Raises StartError unless a job of that name is active: Beam 2.77 would look for it for ever."""
+    """Raises StartError unless a job of that name is active: Beam 2.77 would look for it for ever.
+
+    Raises CredentialsError where Google takes no credentials of ours.
+    """
     from apache_beam.options.pipeline_options import GoogleCloudOptions
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
     from google.cloud.dataflow_v1beta3 import JobsV1Beta3Client, types
 
     cloud = options.view_as(GoogleCloudOptions)
@@ -190,10 +195,16 @@ def _require_active(options: SigninOptions) -> None:
         name=options.job_name(),
         filter=types.ListJobsRequest.Filter.ACTIVE,
     )
-    with JobsV1Beta3Client() as jobs:
-        if not any(
-            job.name == options.job_name() for job in jobs.list_jobs(request, timeout=DATAFLOW_CALL_SECONDS)
-        ):
-            raise StartError(
-                f"No active job is named {options.job_name()} in {cloud.region}, so there is none to update."
-            )
+    purpose = f"The jobs in {cloud.region} cannot be listed"
+    try:
+        with JobsV1Beta3Client() as jobs:
+            listed = jobs.list_jobs(request, timeout=DATAFLOW_CALL_SECONDS)
+            is_active = any(job.name == options.job_name() for job in listed)
+    except GoogleAuthError as error:
+        raise credentials.refused(purpose, error) from error
+    except GoogleAPIError as error:  # of credentials too: gRPC asks for the token within the call
+        raise StartError(f"{purpose}: {error}") from error
+    if not is_active:
+        raise StartError(
+            f"No active job is named {options.job_name()} in {cloud.region}, so there is none to update."
+        )

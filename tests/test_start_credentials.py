@@ -41,9 +41,9 @@ def token_url() -> Iterator[str]:
     server.server_close()
 
 
-def test_credentials_that_give_no_token_end_the_start_with_a_sentence(
-    token_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+@pytest.fixture
+def useless_credentials(token_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service account that was deleted, and no emulator."""
     key = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -60,8 +60,23 @@ def test_credentials_that_give_no_token_end_the_start_with_a_sentence(
         if "EMULATOR" in name:
             monkeypatch.delenv(name)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+
+
+@pytest.mark.usefixtures("useless_credentials")
+def test_credentials_that_give_no_token_end_the_start_with_a_sentence(caplog: pytest.LogCaptureFixture):
     assert run(["--project=my-project"]) == 2
     assert "my-project.user_signin.signins and my-project.user_signin.dead_letters" in caplog.text
     assert "no Google credentials that work" in caplog.text
     assert "Account was deleted" in caplog.text
     assert "gcloud auth application-default login" in caplog.text
+
+
+@pytest.mark.usefixtures("useless_credentials")
+def test_an_update_that_cannot_look_for_its_job_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")  # the call leaves this machine by nobody
+    options = ["--project=my-project", "--runner=DataflowRunner", "--region=us-central1", "--update"]
+    options += ["--temp_location=gs://my-bucket/temp", "--sdk_container_image=image", "--job_name=signins"]
+    assert run(options) == 2
+    assert "The jobs in us-central1 cannot be listed: 503" in caplog.text
