@@ -74,7 +74,8 @@ class Guard:
         Raises HostNotAllowedError, OriginNotAllowedError, AuthenticationRequiredError,
         InvalidCredentialsError, InsufficientScopeError, RateLimitedError or AuthenticationUnavailableError.
         """
-        self._hosts.require_ours(headers)
+        if scope["path"] not in scopes.PROBES:
+            self._hosts.require_ours(headers)
         wanted = self._routes.scope_wanted(scope)
         if wanted == scopes.OPEN:
             return ()
