@@ -117,6 +117,16 @@ class Guard:
             error.headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
             raise
 
+    async def recognises(self, scope: Scope) -> bool:
+        """Whether the caller of an open route could come in elsewhere: a key, or a service open to all."""
+        headers = dict(scope["headers"])
+        try:
+            self._hosts.require_ours(headers)
+            await self._caller(scope, headers, time.monotonic())
+        except ProblemError:
+            return False
+        return True
+
     async def run(self) -> None:
         """Looks at the keys again and again, until it is cancelled; then writes down which were used."""
         database = self.database
