@@ -1,4 +1,4 @@
-"""The audit log: one record for each act on jobs and dead letters, and for what the door refused.
+"""The audit log: one record for each act on jobs, dead letters and the outbox, and for what the door refused.
 
 Records have the logger `service.audit` and a member `audit`; a credential is never a part of them. The
 histories of jobs, replays and keys in the database say the same of what was done, and are kept.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.types import Scope
@@ -16,6 +16,8 @@ from starlette.types import Scope
 from service.auth import scopes
 from service.auth.callers import SCOPE_KEY, actor_of
 from service.auth.rate_limits import Bucket
+from service.config import Settings
+from service.logs import handlers_of
 from service.metrics.values import route_of
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,21 @@ class Audit:
         act = f"{scope['method']} {path}"
         actor = actor_of(scope) if SCOPE_KEY in scope else "nobody"
         _write(logging.WARNING, "%s: %s, refused with %d", actor, act, status, about=about)
+
+
+def done_here(settings: Settings, actor: str, act: str, outcome: str, about: Mapping[str, Any]) -> None:
+    """Writes that a command did something to the database itself, where a service would write its records.
+
+    `outcome` is `done` or `failed`. No command sets up a log for that: of all else its output is enough.
+    """
+    audit = {"actor": actor, "act": act, "outcome": outcome, **about}
+    extra = {"fields": {"audit": audit}}
+    said = (actor, act, outcome)
+    record = log.makeRecord(log.name, logging.INFO, __file__, 0, "%s: %s, %s", said, None, extra=extra)
+    for handler in handlers_of(settings):
+        if record.levelno >= handler.level:
+            handler.handle(record)
+        handler.close()
 
 
 def _write(level: int, text: str, actor: str, act: str, status: int, *, about: dict[str, Any]) -> None:

@@ -98,20 +98,25 @@ class TextFormatter(logging.Formatter):
         return _without_data(super().format(record))  # whichever handler has rendered the traceback before
 
 
-def configure(settings: Settings) -> None:
-    """Sends the records of this process, uvicorn's included, where `settings` say; the last call counts."""
+def handlers_of(settings: Settings) -> list[logging.Handler]:
+    """What writes records where `settings` say: to standard error, and all of them to the debug log."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     stream = logging.StreamHandler(sys.stderr)
     stream.setFormatter(JsonFormatter(settings.project) if as_json else TextFormatter())
     stream.setLevel(settings.log_level)
     handlers: list[logging.Handler] = [stream]
-    level = stream.level
     if settings.debug_log:
         settings.debug_log.parent.mkdir(parents=True, exist_ok=True)
         debug_file = logging.FileHandler(settings.debug_log, encoding="utf-8")
         debug_file.setFormatter(TextFormatter())
         handlers.append(debug_file)
-        level = logging.DEBUG
+    return handlers
+
+
+def configure(settings: Settings) -> None:
+    """Sends the records of this process, uvicorn's included, where `settings` say; the last call counts."""
+    handlers = handlers_of(settings)
+    level = min(handler.level or logging.DEBUG for handler in handlers)
     root = logging.getLogger()
     for old in root.handlers[:]:
         if getattr(old, "made_by_signin", False):

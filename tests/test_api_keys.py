@@ -107,17 +107,6 @@ async def test_known_keys_and_sign_ins_outlive_the_database(tmp_path, database_u
                 await away.close()
 
 
-async def test_the_use_of_a_key_is_written_down_at_the_end_at_the_latest(tmp_path, database_url, database):
-    async with shut(tmp_path, database_url) as (app, client):
-        key = await make_key(app.state.database, "jobs:read")
-        before = utc_now()
-        for _ in range(3):
-            await client.get("/jobs", headers=bearer(key.text))
-        assert (await key_store.find(database, [key.row.id]))[key.row.id].last_used_at is None
-    used = (await key_store.find(database, [key.row.id]))[key.row.id].last_used_at
-    assert used >= before
-
-
 async def test_whether_there_are_keys_is_asked_once_a_look(tmp_path, database_url, monkeypatch):
     asked = []
     exist = key_store.exist

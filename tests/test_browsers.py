@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 
 import httpx
 import pytest
 
 from service.auth.hosts import hostname
+from tests.dockerfile import all_instructions, health_command, read_stages
 from tests.doors import bearer, make_key, shut
 from tests.serving import ARTICLE, JSON, assert_problem, pubsub_with_topic, serving, settings_for
 from tests.test_connections import listening
@@ -23,7 +26,7 @@ async def client(tmp_path, database_url):
     "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil"]
 )
 async def test_a_name_that_was_made_to_point_at_this_machine_is_refused(client, host):
-    for path in ("/jobs", "/healthz", "/nowhere", "/docs"):
+    for path in ("/jobs", "/metrics", "/version", "/nowhere", "/docs"):
         assert_problem(await client.get(path, headers={"Host": host}), 421, "host_not_allowed")
     sent = await client.post("/events/signin", content=ARTICLE, headers=JSON | {"Host": host})
     assert_problem(sent, 421, "host_not_allowed")
@@ -33,13 +36,13 @@ async def test_a_name_that_was_made_to_point_at_this_machine_is_refused(client, 
     "host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "127.1.2.3", "[::1]:8080", "[::1]"]
 )
 async def test_this_machine_s_own_names_are_taken(client, host):
-    assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+    assert (await client.get("/version", headers={"Host": host})).status_code == 200
 
 
 async def test_more_names_may_be_named_and_elsewhere_all_are_taken_unless_some_are(tmp_path, database_url):
     async def status(named, **values):
         async with serving(settings_for(tmp_path, database_url=database_url, **values)) as client:
-            return (await client.get("/healthz", headers={"Host": named})).status_code
+            return (await client.get("/version", headers={"Host": named})).status_code
 
     assert await status("signin.internal:80", allowed_hosts="a.example, Signin.Internal") == 200
     assert await status("b.example", allowed_hosts="a.example") == 421
@@ -47,6 +50,21 @@ async def test_more_names_may_be_named_and_elsewhere_all_are_taken_unless_some_a
     assert await status("10.2.3.4:8080", host="0.0.0.0") == 200
     assert await status("b.example", host="0.0.0.0", allowed_hosts="a.example") == 421
     assert await status("localhost", host="0.0.0.0", allowed_hosts="a.example") == 421
+
+
+async def test_probes_call_the_service_by_its_address_whatever_names_it_has(tmp_path, database_url):
+    values = {"host": "0.0.0.0", "allowed_hosts": "signin.example", "database_url": database_url}
+    async with pubsub_with_topic(tmp_path, **values) as (_, settings, _reader), listening(settings) as port:
+        _, *arguments = health_command(all_instructions(read_stages(), "service"))
+        asking = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, env={"SIGNIN_PORT": str(port)}, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await asking.communicate()
+        assert asking.returncode == 0, said.decode()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for path in ("/healthz", "/startupz", "/readyz"):
+                assert (await client.get(path)).status_code in (200, 503), path
+                assert (await client.head(path)).status_code in (200, 503), path
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rich.console import Console
 from service.cli.client import problem_sentence
 from service.cli.demo import BROKEN_MESSAGES, Arrival, look
 from service.cli.emit import EmitReport
-from service.cli.job_reports import show_job
+from service.cli.job_reports import show_event, show_job
 from service.cli.rows import preview
 from service.cli.terminal import cell
 
@@ -54,6 +54,18 @@ def test_a_job_is_shown_with_the_bounds_and_restarts_that_were_asked_for(monkeyp
     said = console.export_text()
     assert re.search(r"workers +to 9, not taken by Dataflow yet\n", said)
     assert re.search(r"restarts +2 of 3, next at noon\n", said)
+
+
+@pytest.mark.parametrize(
+    ("actor", "words"), [("key:adm", "by key:adm"), ("api", "by api"), ("service", ""), ("[b]x", "by [b]x")]
+)
+def test_an_entry_of_a_history_says_who_did_it_unless_the_service_did_by_itself(monkeypatch, actor, words):
+    console = Console(width=200, record=True, file=io.StringIO())
+    monkeypatch.setattr("service.cli.job_reports.out", console)
+    event = {"sequence": 3, "at": "2026-01-01T00:00:00.000Z", "kind": "drain_requested", "actor": actor}
+    show_event(event | {"detail": {"deadline_seconds": 60}})
+    said = console.export_text().strip()
+    assert said == f"3 2026-01-01T00:00:00.000 drain_requested deadline_seconds=60 {words}".strip()
 
 
 def test_an_answer_without_a_key_names_the_variable_for_it():

@@ -81,6 +81,22 @@ def test_a_key_is_made_listed_rotated_and_revoked(signin, stored):
     assert made["id"] not in signin("keys", "history", again["id"]).stdout
 
 
+@pytest.mark.parametrize(("lifetime", "hours"), [("12h", 12), ("90d", 90 * 24), ("never", None)])
+def test_a_rotated_key_is_good_as_long_as_the_one_before_and_no_overlap_prolongs_that(
+    signin, stored, lifetime, hours
+):
+    create = ["create", "ci", "--scope", "events:write", "--expires-in", lifetime]
+    old = json.loads(signin("keys", *create, "--json").stdout)["id"]
+    end_of_old = stored()[old].expires_at
+    new = json.loads(signin("keys", "rotate", old, "--overlap", "24h", "--json").stdout)["id"]
+    rows = stored()
+    if hours is None:
+        assert rows[new].expires_at is None
+    else:
+        assert (rows[new].expires_at - rows[new].created_at).total_seconds() == hours * 3600
+        assert rows[old].expires_at <= end_of_old
+
+
 def test_a_new_key_stands_alone_on_standard_output(signin, stored):
     result = signin("keys", "create", "ci", "--scope", "jobs:write,jobs:read", "--expires-in", "12h")
     assert keys.parse(result.stdout.strip().encode()).id in stored()
@@ -96,6 +112,7 @@ def test_a_new_key_stands_alone_on_standard_output(signin, stored):
         (["revoke", "0123"], 1, "there is no key 0123"),
         (["rotate", "0123"], 1, "there is no key 0123"),
         (["rotate", "0123", "--overlap", "never"], 2, "must end"),
+        (["rotate", "0123", "--expires-in", "soon"], 2, "is no duration"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_sentence(signin, stored, arguments, exit_code, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 
 import pytest
@@ -46,6 +47,36 @@ def in_outbox(settings, *messages):
             return await outbox_events(world.outbox)
 
     return asyncio.run(spool())
+
+
+def audits(result):
+    """The records of the audit log on standard error, each without its actor, who is the user."""
+    found = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    assert {(each["severity"], each["logger"]) for each in found} <= {("INFO", "service.audit")}
+    assert {each["audit"].pop("actor") for each in found} <= {f"cli:{getpass.getuser()}"}
+    return [each["audit"] for each in found]
+
+
+def test_who_changed_the_outbox_is_in_the_audit_log_and_who_looked_is_not(signin, settings, tmp_path):
+    in_outbox(settings, message(1))
+    assert audits(signin("status")) == []
+    assert audits(signin("export", "events.ndjson")) == []
+    done = {"outcome": "done", "events": 1}
+    assert audits(signin("import", "events.ndjson")) == [{"act": "outbox import"} | done]
+    assert audits(signin("release")) == [{"act": "outbox release"} | done | {"events": 0}]
+    one = signin("release", "--event-id", "event-1")
+    assert audits(one) == [{"act": "outbox release", "event_id": "event-1"} | done | {"events": 0}]
+    failed = {"outcome": "failed"}
+    assert audits(signin("flush", exit_code=1)) == [{"act": "outbox flush"} | failed]
+    (tmp_path / "bad.ndjson").write_text((tmp_path / "events.ndjson").read_text() + "nonsense\n")
+    bad = signin("import", "bad.ndjson", exit_code=1)
+    assert audits(bad) == [{"act": "outbox import"} | failed | {"events": 0}]
+    assert audits(signin("import", "nowhere", exit_code=1)) == []
+
+
+def test_a_level_without_such_records_keeps_them_from_standard_error_too(signin, settings, monkeypatch):
+    monkeypatch.setenv("SIGNIN_LOG_LEVEL", "WARNING")
+    assert audits(signin("release")) == []
 
 
 def test_the_status_says_how_much_waits(signin, settings):

@@ -299,8 +299,15 @@ async def test_a_server_that_is_never_ready_is_killed_at_the_deadline(tmp_path: 
     assert marked(mark) == set()
 
 
-async def test_a_server_that_says_something_else_first_is_refused(tmp_path: Path, mark: str) -> None:
-    chatty = server(tmp_path, "print('Serving HTTP'); import time; time.sleep(100)")
+async def test_what_a_server_says_before_its_address_is_passed_over(tmp_path: Path) -> None:
+    telemetry = r"print('{\n    \"name\": \"GET\",\n    \"ready\": \"never\"\n}\n\n[]\n1')"
+    chatty = server(tmp_path, f'{telemetry}; print(\'{{"ready": "here"}}\'); import time; time.sleep(100)')
+    assert await chatty.start(30) == "here"
+    await chatty.stop(1)
+
+
+async def test_a_server_that_says_nothing_but_other_things_is_refused(tmp_path: Path, mark: str) -> None:
+    chatty = server(tmp_path, "while True: print('Serving HTTP')")
     with pytest.raises(ServerError, match="said b'Serving HTTP"):
         await chatty.start(30)
     assert marked(mark) == set()

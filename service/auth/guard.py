@@ -74,7 +74,8 @@ class Guard:
         Raises HostNotAllowedError, OriginNotAllowedError, AuthenticationRequiredError,
         InvalidCredentialsError, InsufficientScopeError, RateLimitedError or AuthenticationUnavailableError.
         """
-        self._hosts.require_ours(headers)
+        if scope["path"] not in scopes.PROBES:
+            self._hosts.require_ours(headers)
         wanted = self._routes.scope_wanted(scope)
         if wanted == scopes.OPEN:
             return ()
@@ -115,6 +116,16 @@ class Guard:
         except InvalidCredentialsError as error:
             error.headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
             raise
+
+    async def recognises(self, scope: Scope) -> bool:
+        """Whether the caller of an open route could come in elsewhere: a key, or a service open to all."""
+        headers = dict(scope["headers"])
+        try:
+            self._hosts.require_ours(headers)
+            await self._caller(scope, headers, time.monotonic())
+        except ProblemError:
+            return False
+        return True
 
     async def run(self) -> None:
         """Looks at the keys again and again, until it is cancelled; then writes down which were used."""

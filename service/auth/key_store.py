@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Connection, inspect, make_url
+from sqlalchemy import ColumnElement, Connection, bindparam, inspect, make_url
 from sqlmodel import col, or_, select, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -16,6 +16,7 @@ from service.db.engines import reading_connection
 from service.db_failures import told_as_unavailable, was_never_made
 from service.errors import ConfigError, DatabaseUnavailableError
 from service.models import ApiKey, KeyEvent, new_id
+from service.models.columns import UtcDateTime
 
 _ACTOR_LENGTH = 128
 
@@ -105,11 +106,18 @@ async def exist(database: Database) -> bool:
         raise
 
 
-async def note_use(database: Database, key_ids: Collection[str], now: datetime) -> None:
-    """Writes down that these keys were used."""
-    later = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < now)
-    async with database.transaction() as session:
-        await session.exec(update(ApiKey).where(col(ApiKey.id).in_(key_ids), later).values(last_used_at=now))
+async def note_use(database: Database, used: Mapping[str, datetime]) -> None:
+    """Writes down when these keys were last used, unless a later use is on record."""
+    last, used_at = col(ApiKey.last_used_at), bindparam("used_at", type_=UtcDateTime)
+    noted = (
+        update(ApiKey)
+        .where(col(ApiKey.id) == bindparam("key_id"), or_(last.is_(None), last < used_at))
+        .values(last_used_at=used_at)
+    )
+    # In the order of the ids: another replica that notes the same keys would else wait for us as we for it.
+    values = [{"key_id": key_id, "used_at": moment} for key_id, moment in sorted(used.items())]
+    async with database.writing() as connection:
+        await connection.execute(noted, values)
 
 
 def exist_now(settings: Settings) -> bool:

@@ -58,6 +58,9 @@ RULES: Final[dict[tuple[str, str], str]] = {
     ("GET", "/docs/{name}"): OPEN,
     ("GET", "/openapi.json"): OPEN,
 }
+# A platform asks these by the address of the process, under no name: what they tell anybody is of no use to a
+# page that had its name point here.
+PROBES: Final = frozenset({"/healthz", "/startupz", "/readyz"})
 EVENT_PATHS: Final = frozenset(path for (_, path), scope in RULES.items() if scope == EVENTS_WRITE)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -50,6 +51,9 @@ class Verified:
         self._refused: dict[bytes, tuple[float, str]] = {}
         self._refused_seconds = refused_seconds
         self._noted_at = time.monotonic()
+        self._dropped: dict[
+            str, float
+        ] = {}  # ids of keys that are known no more, and their unnoted last uses
 
     def find(self, mark: bytes, now: float) -> Caller | None:
         """The caller of the fingerprint `mark`, at `now` (monotonic); None where it must be asked for.
@@ -89,7 +93,7 @@ class Verified:
         now = time.monotonic()
         for mark, known in list(self._known.items()):
             if now >= known.until or now - known.used_at > UNUSED_SECONDS:
-                del self._known[mark]
+                self._drop(mark)
         held = {known.key_id: mark for mark, known in self._known.items() if known.key_id}
         if not held:
             return await key_store.exist(database)
@@ -106,22 +110,39 @@ class Verified:
             known.caller = caller_of(row)
             known.until = time.monotonic() + STALE_SECONDS
         except InvalidCredentialsError:
-            del self._known[mark]
+            self._drop(mark)
 
     async def note_use(self, database: Database, *, at_once: bool = False) -> None:
-        """Writes down which keys were used, once a minute. Raises DatabaseUnavailableError."""
-        now = time.monotonic()
+        """Writes down when keys were last used, once a minute; those that were revoked since, too.
+
+        Raises DatabaseUnavailableError; then the next call writes it.
+        """
+        now, moment = time.monotonic(), utc_now()
         if not at_once and now - self._noted_at < NOTE_SECONDS:
             return
-        since, self._noted_at = self._noted_at, now
-        used = {known.key_id for known in self._known.values() if known.key_id and known.used_at >= since}
+        dropped = dict(self._dropped)
+        held = {known.key_id: known.used_at for known in self._known.values() if known.key_id}
+        used = dropped | {key_id: used_at for key_id, used_at in held.items() if used_at >= self._noted_at}
         if used:
-            await key_store.note_use(database, used, utc_now())
+            moments = {key_id: moment - timedelta(seconds=now - used_at) for key_id, used_at in used.items()}
+            await key_store.note_use(database, moments)
+        self._noted_at = now
+        for key_id, used_at in dropped.items():
+            if self._dropped.get(key_id) == used_at:
+                del self._dropped[key_id]
 
     def _add(self, mark: bytes, known: Known) -> None:
         self._refused.pop(mark, None)
-        _make_room(self._known)
+        if len(self._known) >= MOST:
+            self._drop(next(iter(self._known)))
         self._known[mark] = known
+
+    def _drop(self, mark: bytes) -> None:
+        """Forgets a caller, but not that its key was used: of a key that leaked that is what is asked."""
+        known = self._known.pop(mark)
+        if known.key_id and known.used_at >= self._noted_at:
+            _make_room(self._dropped)
+            self._dropped[known.key_id] = known.used_at
 
 
 def caller_of(row: ApiKey | None) -> Caller:
@@ -156,6 +177,6 @@ def _nobody() -> ApiKey:
     return keys.generate("nobody", frozenset(), utc_now(), None).row
 
 
-def _make_room(entries: dict[bytes, Any]) -> None:
+def _make_room(entries: dict[Any, Any]) -> None:
     if len(entries) >= MOST:
         del entries[next(iter(entries))]

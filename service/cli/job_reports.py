@@ -67,8 +67,9 @@ def show_event(event: dict[str, Any], *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(event, ensure_ascii=False), flush=True)  # noqa: T201 - one JSON object a line
         return
-    detail = event["detail"]
-    told = " ".join(f"{name}={value}" for name, value in detail.items() if value is not None)
+    told = " ".join(f"{name}={value}" for name, value in event["detail"].items() if value is not None)
+    if event["actor"] != "service":  # what the service did by itself is most of a history
+        told = f"{told} by {event['actor']}".lstrip()
     line = (
         f"[dim]{event['sequence']:>5} {event['at'][:23]}[/] [bold]{escape(event['kind'])}[/] {escape(told)}"
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -29,6 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="API keys: who may use the service,
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 NEVER = "never"
+SAME: Literal["same"] = "same"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 KeyId = Annotated[str, typer.Argument(help="Id of the key, as `signin keys list` shows it")]
@@ -113,25 +114,31 @@ async def end(settings: Settings, key_id: str) -> ApiKey:
 @app.command()
 def rotate(
     key_id: KeyId,
-    overlap: Annotated[str, typer.Option(help="How long the old key stays good, such as 24h")] = "24h",
-    expires_in: ExpiresIn = "90d",
+    overlap: Annotated[
+        str, typer.Option(help="How long the old key stays good at most, such as 24h")
+    ] = "24h",
+    expires_in: Annotated[
+        str | None,
+        typer.Option("--expires-in", help="Such as 12h or 90d, or never; as long as the old key had"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key in the place of another, with its name and scopes; both are good for a while."""
     with told_as_sentences():
-        lifetime = duration(expires_in)
+        given = duration(expires_in) if expires_in is not None else SAME
         both = duration(overlap)
         if both is None:
             raise ConfigError("--overlap must end: to keep both keys, make another one")
-        new = asyncio.run(turn_over(database_settings(), key_id, both, lifetime))
+        new = asyncio.run(turn_over(database_settings(), key_id, both, given))
         show_new(new, as_json=as_json)
         if not as_json:
             err.print(f"The old key {key_id} stays good for {overlap} at most.", highlight=False)
 
 
 async def turn_over(
-    settings: Settings, key_id: str, overlap: timedelta, lifetime: timedelta | None
+    settings: Settings, key_id: str, overlap: timedelta, given: timedelta | Literal["same"] | None
 ) -> NewKey:
+    """The new key: good for `given`, as long as the old one was, or without an end."""
     from service.auth import key_store, keys
     from service.models import utc_now
 
@@ -139,6 +146,7 @@ async def turn_over(
     async with opened(settings) as database:
         try:
             old = await key_store.good(database, key_id, now)
+            lifetime = lifetime_of(old) if given == SAME else given
             new = keys.generate(
                 old.name, frozenset(old.scopes.split()), now, expiry(now, lifetime), replaces=old.id
             )
@@ -225,6 +233,11 @@ def duration(text: str) -> timedelta | None:
     if not found:
         raise ConfigError(f"{text!r} is no duration: write it as 30m, 12h or 90d, or never")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def lifetime_of(row: ApiKey) -> timedelta | None:
+    """How long a key was made to be good, or is since it was replaced; None where it has no end."""
+    return None if row.expires_at is None else row.expires_at - row.created_at
 
 
 def expiry(now: datetime, lifetime: timedelta | None) -> datetime | None:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import msgspec
 import typer
 
 from service.cli.client import database_settings
+from service.cli.keys import operator
 from service.cli.terminal import err, fail, out, table_of, told_as_sentences
 from service.config import Settings
 
@@ -74,7 +75,8 @@ def flush() -> None:
     """Publish what waits now. Events that a running service holds at the moment are left to it."""
     with files_told_as_sentences():
         settings = database_settings()
-        count = asyncio.run(flush_outbox(settings))
+        with audited(settings, "flush") as about:
+            count = about["events"] = asyncio.run(flush_outbox(settings))
         out.print(f"{count:,} events were published.")
 
 
@@ -133,15 +135,21 @@ def import_events(
     """Put the events of an export into the outbox, under their own ids; the service publishes them."""
     with files_told_as_sentences():
         settings = database_settings()
-        with file.open("rb") if file != STANDARD_STREAM else standard_input() as source:
-            count = asyncio.run(read_events(settings, source))
+        with (
+            file.open("rb") if file != STANDARD_STREAM else standard_input() as source,
+            audited(settings, "import") as about,
+        ):
+            count = asyncio.run(read_events(settings, source, about))
         err.print(f"{count:,} events are in the outbox.")
 
 
-async def read_events(settings: Settings, source: BinaryIO) -> int:
-    """Adds the events of `source`, and ends the command at the first line that is none."""
+async def read_events(settings: Settings, source: BinaryIO, about: dict[str, Any]) -> int:
+    """Adds the events of `source`, and ends the command at the first line that is none.
+
+    The member `events` of `about` is how many are in the outbox for good.
+    """
     decode = msgspec.json.Decoder(ExportedEvent).decode
-    count = 0
+    count = about["events"] = 0
     batch: list[tuple[bytes, dict[str, str]]] = []
     async with opened(settings) as outbox:
         await outbox.status()
@@ -155,11 +163,12 @@ async def read_events(settings: Settings, source: BinaryIO) -> int:
             batch.append((event.data, event.attributes))
             if len(batch) == IMPORT_BATCH:
                 await outbox.spool(batch)
-                count += len(batch)
+                count = about["events"] = count + len(batch)
                 batch = []
         if batch:
             await outbox.spool(batch)
-    return count + len(batch)
+            count = about["events"] = count + len(batch)
+    return count
 
 
 def lines(source: BinaryIO) -> Iterator[bytes]:
@@ -174,7 +183,11 @@ def release(
 ) -> None:
     """Let parked events be published again, once the cause for which they were parked is mended."""
     with files_told_as_sentences():
-        count = asyncio.run(release_events(database_settings(), event_id))
+        settings = database_settings()
+        with audited(settings, "release") as about:
+            if event_id:
+                about["event_id"] = event_id
+            count = about["events"] = asyncio.run(release_events(settings, event_id))
         out.print(f"{count:,} events wait again.")
 
 
@@ -194,6 +207,20 @@ async def opened(settings: Settings) -> AsyncIterator[Outbox]:
         yield Outbox(database, settings)
     finally:
         await database.close()
+
+
+@contextmanager
+def audited(settings: Settings, verb: str) -> Iterator[dict[str, Any]]:
+    """Tells the audit log of an act at its end; what the block puts into the mapping is told with it."""
+    about: dict[str, Any] = {}
+    outcome = "failed"
+    try:
+        yield about
+        outcome = "done"
+    finally:
+        from service import audit
+
+        audit.done_here(settings, operator(), f"outbox {verb}", outcome, about)
 
 
 @contextmanager

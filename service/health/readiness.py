@@ -60,7 +60,10 @@ class Tick(BaseModel):
 class Lease(BaseModel):
     """Which replica looks at Dataflow, and what it did last."""
 
-    holder: str = Field(description="Host, process id and a random part; who held it last where nobody does")
+    holder: str | None = Field(
+        description="Host, process id and a random part; who held it last where nobody does. null for "
+        "callers without a key, unless the service is open"
+    )
     is_this_process: bool
     is_held: bool = Field(description="False after its end, until a replica takes it")
     renewed_at: datetime = Field(description="When the holder last began to look, or was still at it")

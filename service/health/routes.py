@@ -91,13 +91,16 @@ async def readyz(request: Request) -> Ready:
             retry_after_seconds=1,
             members={"dependencies": told},
         )
+    lease = readiness.lease
+    if lease and not await request.app.state.guard.recognises(request.scope):
+        lease = lease.model_copy(update={"holder": None})  # names of machines are nothing for strangers
     status: Literal["ready", "degraded"] = "degraded" if failed else "ready"
     return Ready(
         status=status,
         dependencies=dependencies,
         outbox=readiness.waiting,
         database_schema=readiness.schema,
-        lease=readiness.lease,
+        lease=lease,
     )
 
 

@@ -15,6 +15,8 @@ import msgspec
 
 LOG_BYTES = 4_000_000  # beyond them the log of the last runs becomes NAME.log.1
 TAIL_LINES = 20
+# Of what a server says before its address: an exporter of OpenTelemetry may print to the console at any time.
+MOST_LINES = 10_000
 _TAIL_BYTES = 8_192
 _KILL_SECONDS = 5.0
 
@@ -146,19 +148,20 @@ class ServerProcess:
         return log
 
     async def _ready_line(self, reader: asyncio.StreamReader) -> str:
-        try:
-            line = await reader.readline()
-        except ValueError as error:  # longer than the reader's limit
-            raise ServerError(self._failure("said too much where its address was expected")) from error
-        if not line:
-            await self._wait()
-            raise ServerError(self._failure(f"ended with {self._exit()} before it was ready"))
-        try:
-            told = msgspec.json.decode(line, type=_Ready)
-        except msgspec.MsgspecError as error:
-            raise ServerError(self._failure(f"said {line[:200]!r} where its address was expected")) from error
-        self.besides = told.besides
-        return told.ready
+        line = b""
+        for _ in range(MOST_LINES):
+            try:
+                line = await reader.readline()
+            except ValueError as error:  # longer than the reader's limit
+                raise ServerError(self._failure("said too much where its address was expected")) from error
+            if not line:
+                await self._wait()
+                raise ServerError(self._failure(f"ended with {self._exit()} before it was ready"))
+            with contextlib.suppress(msgspec.MsgspecError):
+                told = msgspec.json.decode(line, type=_Ready)
+                self.besides = told.besides
+                return told.ready
+        raise ServerError(self._failure(f"said {line[:200]!r} where its address was expected"))
 
     async def _wait(self) -> None:
         if self._process:
