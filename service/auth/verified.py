@@ -51,9 +51,8 @@ class Verified:
         self._refused: dict[bytes, tuple[float, str]] = {}
         self._refused_seconds = refused_seconds
         self._noted_at = time.monotonic()
-        self._dropped: dict[
-            str, float
-        ] = {}  # ids of keys that are known no more, and their unnoted last uses
+        # Ids of keys that are known no more, and when they were used last, where that is not noted yet.
+        self._dropped: dict[str, float] = {}
 
     def find(self, mark: bytes, now: float) -> Caller | None:
         """The caller of the fingerprint `mark`, at `now` (monotonic); None where it must be asked for.
