@@ -121,10 +121,17 @@ def test_what_cannot_be_is_told_in_one_sentence(signin, stored, arguments, exit_
 
 
 def test_the_embedded_database_is_made_for_the_first_key(signin, tmp_path):
-    signin("keys", "create", "first", "--scope", "admin")
-    assert (tmp_path / ".signin" / "signin.db").exists()
+    made = f"made a new database at {tmp_path}/.signin/signin.db"
+    assert made in signin("keys", "create", "first", "--scope", "admin").stderr
+    assert "made a new" not in signin("keys", "create", "second", "--scope", "admin").stderr
     assert "first" in signin("keys", "list").stdout
     assert "there is a key first" in signin("keys", "create", "first", "--scope", "admin", exit_code=1).stderr
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["history"], ["revoke", "0123"], ["rotate", "0123"]])
+def test_a_look_makes_no_database_in_the_place_of_one_that_is_away(signin, tmp_path, arguments):
+    assert "cannot be opened" in signin("keys", *arguments, exit_code=1).stderr
+    assert not (tmp_path / ".signin" / "signin.db").exists()
 
 
 def test_the_commands_send_the_key_of_the_environment_or_of_a_file(tmp_path, monkeypatch):

@@ -61,6 +61,7 @@ async def make(settings: Settings, name: str, scopes: frozenset[str], lifetime: 
 
     now = utc_now()
     new = keys.generate(name, scopes, now, expiry(now, lifetime))
+    await make_embedded(settings)
     async with opened(settings) as database:
         try:
             await key_store.insert(database, new.row, now, operator())
@@ -252,13 +253,27 @@ def _known(known: Any, names: list[str]) -> frozenset[str]:
     return found
 
 
+async def make_embedded(settings: Settings) -> None:
+    """Makes the embedded database where it is missing and says so, or brings its schema up to date.
+
+    Only for the first key: an empty database in the place of one that is away for a moment would turn all
+    good keys into refusals.
+    """
+    from service.db import migrate, new_file
+
+    if settings.database_url:
+        return
+    made = new_file(settings)
+    await asyncio.to_thread(migrate, settings)
+    if made:
+        err.print(f"made a new database at {made}", highlight=False, markup=False, soft_wrap=True)
+
+
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Database]:
-    """The database of the settings; the embedded one is made where it is missing, as `serve` does."""
-    from service.db import Database, migrate
+    """The database of the settings, as it is."""
+    from service.db import Database
 
-    if not settings.database_url:
-        await asyncio.to_thread(migrate, settings)
     database = Database(settings)
     try:
         yield database
