@@ -36,10 +36,13 @@ class Subscription:
         self.path = path
         self._clients = clients
 
-    async def ensure(self, topic: str, *, temporary: bool) -> None:
+    async def ensure(
+        self, topic: str, *, temporary: bool, is_away: Callable[[str], object] = lambda _: None
+    ) -> None:
         """Makes the subscription unless it is there. Raises SubscriptionError if it reads another topic.
 
         A temporary one keeps messages for ten minutes only, and Pub/Sub deletes it when it is left behind.
+        `is_away` is that of `pull`.
         """
         types = _types()
         wanted = types.Subscription.pb()(
@@ -49,21 +52,21 @@ class Subscription:
             wanted.expiration_policy.ttl.seconds = ORPHAN_SECONDS
             wanted.message_retention_duration.seconds = LEAST_RETENTION_SECONDS
         try:
-            await self._persist("CreateSubscription", wanted, types.Subscription.pb())
+            await self._persist("CreateSubscription", wanted, types.Subscription.pb(), is_away)
         except _RefusedError as error:
             if error.status != "ALREADY_EXISTS":
                 raise SubscriptionError(f"{topic} cannot be subscribed to: {error}") from error
             request = types.GetSubscriptionRequest.pb()(subscription=self.path)
-            found = await self._persist("GetSubscription", request, types.Subscription.pb())
+            found = await self._persist("GetSubscription", request, types.Subscription.pb(), is_away)
             if found.topic != topic:
                 raise SubscriptionError(f"{self.path} reads {found.topic}, not {topic}") from error
 
-    async def seek(self, moment: datetime) -> None:
+    async def seek(self, moment: datetime, is_away: Callable[[str], object] = lambda _: None) -> None:
         """Counts what was published before `moment` as read, and what is kept from then on as unread."""
         types = _types()
         request = types.SeekRequest.pb()(subscription=self.path)
         request.time.FromDatetime(moment)
-        await self._persist("Seek", request, types.SeekResponse.pb())
+        await self._persist("Seek", request, types.SeekResponse.pb(), is_away)
 
     async def pull(self, most: int, is_away: Callable[[str], object] = lambda _: None) -> Sequence[Any]:
         """What has come, at most `most` messages; none after PULL_SECONDS without any.
@@ -74,7 +77,7 @@ class Subscription:
         """
         types = _types()
         request = types.PullRequest.pb()(subscription=self.path, max_messages=min(most, MOST_MESSAGES))
-        answer = await self._persist("Pull", request, types.PullResponse.pb(), is_away=is_away)
+        answer = await self._persist("Pull", request, types.PullResponse.pb(), is_away)
         return answer.received_messages if answer else ()
 
     async def acknowledge(self, ack_ids: Sequence[str]) -> None:

@@ -171,6 +171,25 @@ async def test_an_outage_is_told_once_and_outlasted(world):
     assert tail.notes.count("UNAVAILABLE") == 1
 
 
+@pytest.mark.parametrize("method", ["CreateSubscription", "Seek"])
+async def test_a_tail_that_cannot_begin_says_so_and_can_be_interrupted(world, method):
+    world.server.faults.set([Fault(method=method, code="UNAVAILABLE")])
+    async with world.tail("--since", "now") as tail:
+        await tail.note("Pub/Sub does not answer (UNAVAILABLE); still trying")
+        assert await tail.end(signal.SIGINT) == (0, "")
+    assert "following" not in tail.notes
+    assert await world.subscriptions() == {JOB_SUBSCRIPTION}
+
+
+async def test_a_tail_that_ends_while_pubsub_is_away_names_what_it_may_leave_behind(world):
+    world.server.faults.set([Fault(code="UNAVAILABLE")])
+    async with world.tail() as tail:
+        await tail.note("still trying")
+        assert await tail.end(signal.SIGINT) == (0, "")
+    assert "may be left behind (UNAVAILABLE" in tail.notes
+    world.server.faults.set([])
+
+
 async def test_a_reader_that_goes_away_ends_it(world):
     async with world.tail() as tail:
         await tail.note("following")

@@ -27,6 +27,7 @@ from transforms import timestamps
 from transforms.replay import event_id_of
 from transforms.signin_event import EventError, decode
 
+REMOVE_SECONDS = 5.0
 _NAME = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
 _PATH = re.compile(r"projects/[^/]+/subscriptions/[^/]+")
 _encode = msgspec.json.Encoder().encode
@@ -71,28 +72,34 @@ async def follow(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     clients = Clients(settings)
     subscription = Subscription(clients, path_of(name, settings.project))
+    temporary = name is None
     try:
-        await subscription.ensure(settings.topic_path, temporary=name is None)
-        try:
-            if begin:
-                await subscription.seek(begin)
-            err.print(
-                f"following {settings.topic_path} on {subscription.path}", highlight=False, soft_wrap=True
-            )
-            printing = asyncio.create_task(print_messages(subscription, count, show))
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({printing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            if not printing.done():
-                printing.cancel()
-            await asyncio.gather(printing, return_exceptions=True)
-            if not printing.cancelled():
-                printing.result()
-        finally:
-            if name is None:
-                await subscription.delete()
+        following = asyncio.create_task(
+            print_from(subscription, settings.topic_path, temporary, begin, count, show)
+        )
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({following, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        left_behind = await remove(subscription) if temporary else ""
+        if not following.cancelled():
+            following.result()
+        if left_behind:
+            err.print(left_behind, highlight=False, markup=False, soft_wrap=True)
     finally:
         await clients.close()
+
+
+async def remove(subscription: Subscription) -> str:
+    """Deletes it, in a moment; else a sentence that says so, for nobody waits for Pub/Sub at the end."""
+    try:
+        async with asyncio.timeout(REMOVE_SECONDS):
+            await subscription.delete()
+    except (SubscriptionError, TimeoutError) as error:
+        why = str(error) or "Pub/Sub does not answer"
+        return f"{subscription.path} may be left behind ({why}); Pub/Sub deletes it a day after its last use"
+    return ""
 
 
 def path_of(name: str | None, project: str) -> str:
@@ -106,20 +113,45 @@ def path_of(name: str | None, project: str) -> str:
     return f"projects/{project}/subscriptions/{name}"
 
 
-async def print_messages(subscription: Subscription, count: int, show: _Show) -> None:
+class Outages:
+    """Tells of each time without Pub/Sub once."""
+
+    def __init__(self) -> None:
+        self._status = ""
+
+    def tell(self, status: str) -> None:
+        if status != self._status:
+            err.print(f"Pub/Sub does not answer ({status}); still trying", highlight=False)
+        self._status = status
+
+    def end(self) -> None:
+        self._status = ""
+
+
+async def print_from(
+    subscription: Subscription,
+    topic: str,
+    temporary: bool,
+    begin: datetime | None,
+    count: int,
+    show: _Show,
+) -> None:
+    """Makes the subscription, moves it to `begin`, and prints. Raises SubscriptionError."""
+    outages = Outages()
+    await subscription.ensure(topic, temporary=temporary, is_away=outages.tell)
+    if begin:
+        await subscription.seek(begin, outages.tell)
+    outages.end()
+    err.print(f"following {topic} on {subscription.path}", highlight=False, soft_wrap=True)
+    await print_messages(subscription, count, show, outages)
+
+
+async def print_messages(subscription: Subscription, count: int, show: _Show, outages: Outages) -> None:
     """Prints each message, and acknowledges it when it is out: a tail that is killed loses none."""
     left = count
-    away = ""
-
-    def tell(status: str) -> None:
-        nonlocal away
-        if status != away:
-            err.print(f"Pub/Sub does not answer ({status}); still trying", highlight=False)
-        away = status
-
     while left or not count:
-        received = await subscription.pull(left or MOST_MESSAGES, tell)
-        away = ""
+        received = await subscription.pull(left or MOST_MESSAGES, outages.tell)
+        outages.end()
         if not received:
             continue
         for each in received:
