@@ -9,13 +9,16 @@ from collections import Counter
 import httpx
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from service.cli import app
 from service.cli.client import problem_sentence
 from service.cli.demo import BROKEN_MESSAGES, Arrival, look
 from service.cli.emit import EmitReport
 from service.cli.job_reports import show_event, show_job
 from service.cli.rows import preview
 from service.cli.terminal import cell
+from tests.serving import NOBODY
 
 
 class Tables:
@@ -86,3 +89,12 @@ def test_no_cell_of_a_table_can_be_taken_for_markup_or_break_the_terminal():
 def test_a_report_counts_events_a_second_over_the_whole_run():
     report = EmitReport(accepted=["a", "b"], failures=Counter(), seconds=0.5)
     assert report.events_per_second == 4
+
+
+def test_rows_gives_up_on_a_bigquery_that_is_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", NOBODY)
+    monkeypatch.setattr("service.cli.rows.AWAY_SECONDS", 0.5)
+    result = CliRunner().invoke(app, ["rows"])
+    assert result.exit_code == 1
+    assert "BigQuery does not answer" in result.stderr

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from google.cloud import bigquery
 
 QUERY_DEADLINE_SECONDS = 30.0
+CALL_SECONDS = 10.0
+AWAY_SECONDS = 15.0  # for a call with its repetitions, of which the client's own bound is ten minutes
 PAYLOAD_PREVIEW_CHARACTERS = 60
 
 
@@ -37,9 +39,16 @@ class SigninTables:
         return f"`{ref.project}.{ref.dataset}.{ref.table}`"
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        """Runs one query; each row is a dictionary by column name."""
-        job = self.client.query(sql, timeout=QUERY_DEADLINE_SECONDS)
-        return [dict(row.items()) for row in job.result(timeout=QUERY_DEADLINE_SECONDS)]
+        """Runs one query; each row is a dictionary by column name.
+
+        Raises GoogleAPIError or OSError about AWAY_SECONDS after BigQuery has ceased to answer.
+        """
+        from google.cloud.bigquery import DEFAULT_RETRY
+
+        retry = DEFAULT_RETRY.with_timeout(AWAY_SECONDS)
+        job = self.client.query(sql, timeout=CALL_SECONDS, retry=retry, job_retry=None)
+        found = job.result(timeout=QUERY_DEADLINE_SECONDS, retry=retry, job_retry=None)
+        return [dict(row.items()) for row in found]
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         return self.query(
