@@ -19,7 +19,10 @@ from service.config import Settings
 from service.load.signins import PUBLISHED, REFUSED, UNKNOWN, Signins
 from service.local.faults import Fault
 from tests.running import PROJECT, Up, clean_environment, until
+from tests.serving import NOBODY
 from transforms import bigquery_tables
+
+EMULATORS = {"PUBSUB_EMULATOR_HOST": NOBODY, "DATAFLOW_EMULATOR_HOST": NOBODY}
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -197,6 +200,9 @@ def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):
         (["serve"], {"SIGNIN_PORT": "many"}, 2, "SIGNIN_PORT must be a whole number"),
         (["config", "check"], {"SIGNIN_PORJECT": "my-project"}, 2, "Did you mean SIGNIN_PROJECT?"),
         (["migrate"], {"SIGNIN_DATABASE_URL": "mysql://somewhere"}, 2, "sqlite:// or postgresql://"),
+        (["migrate"], {"SIGNIN_DATA_DIR": "/dev/null/x"}, 2, "/dev/null/x cannot be made: Not a directory"),
+        (["serve"], EMULATORS | {"SIGNIN_DATA_DIR": "/dev/null"}, 2, "/dev/null cannot be made: File exists"),
+        (["keys", "list"], {"SIGNIN_DATA_DIR": "/dev/null"}, 2, "/dev/null cannot be made: File exists"),
         (["emit"], {"SIGNIN_URL": "http://127.0.0.1:1"}, 1, "signin up"),
         (["jobs", "list", "--url", "http://127.0.0.1:1"], {}, 1, "signin up"),
         (["jobs", "launch", "--parameter", "nothing"], {}, 2, "name=value"),

@@ -7,6 +7,7 @@ import json
 import threading
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
@@ -240,6 +241,21 @@ async def test_a_database_that_was_not_migrated_or_is_away_is_told(tmp_path, emp
     assert "hush" not in str(found)
     found = await find("")
     assert (found.status, found.remedies) == ("ok", ())
+
+
+async def test_a_data_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/signin")):
+        place = Place(Settings(_env_file=None, data_dir=directory))
+        try:
+            [database] = [each for each in checkup.checks_of(place) if each.name == "database"]
+            [found] = await checkup.run([database], DEADLINE_SECONDS)
+        finally:
+            await place.close()
+        assert found.status == "failed"
+        assert f"none can be made in {directory}" in found.detail
+        assert "SIGNIN_DATA_DIR" in found.remedies[0]
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 async def test_what_would_keep_the_service_from_starting_is_told(tmp_path):

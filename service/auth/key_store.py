@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, bindparam, inspect, make_url
 from sqlmodel import col, or_, select, update
@@ -12,7 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from service.config import Settings
 from service.db import Database
-from service.db.engines import reading_connection
+from service.db.engines import is_there, reading_connection
 from service.db_failures import told_as_unavailable, was_never_made
 from service.errors import ConfigError, DatabaseUnavailableError
 from service.models import ApiKey, KeyEvent, new_id
@@ -126,7 +125,7 @@ def exist_now(settings: Settings) -> bool:
     Raises ConfigError where the database does not answer.
     """
     url = make_url(settings.async_database_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if url.get_backend_name() == "sqlite" and not is_there(url.database or ""):
         return False
     try:
         with told_as_unavailable(), reading_connection(settings) as connection:

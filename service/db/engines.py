@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
 
 from service.config import Settings
+from service.errors import ConfigError
 from service.sqlite import prepare_sqlite
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -81,10 +83,19 @@ def new_file(settings: Settings) -> Path | None:
     if not is_sqlite(url) or url.database in (None, "", ":memory:"):
         return None
     path = Path(str(url.database)).absolute()
-    return None if path.exists() else path
+    return None if is_there(path) else path
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether there is such a file; not where nobody may look, which whoever opens it is told."""
+    return os.path.exists(path)  # noqa: PTH110 -- Path.exists raises PermissionError
 
 
 def prepare_directory(url: URL) -> None:
-    """Makes the directory of a SQLite file; the file is made by migrating."""
+    """Makes the directory of a SQLite file; the file is made by migrating. Raises ConfigError."""
     if is_sqlite(url) and url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(url.database).parent
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the directory {directory} cannot be made: {error.strerror}") from error
