@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -110,6 +113,39 @@ def test_a_line_that_is_no_event_ends_the_import_with_its_number(signin, setting
 
 def test_an_absent_file_is_told_in_one_sentence(signin, settings):
     assert "nowhere: No such file" in signin("import", "nowhere", exit_code=1).stderr
+
+
+def on_output(descriptor, *arguments):
+    """The exit code and the complaints of a command whose standard output is the open file."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "service", *arguments],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(descriptor)
+    return done.returncode, done.stderr
+
+
+def test_an_export_whose_reader_has_gone_ends_quietly(signin, settings):
+    in_outbox(settings, message(1))
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert on_output(writing, "outbox", "export") == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["outbox", "export"], ["outbox", "status"], ["keys", "list", "--json"], ["--version"]]
+)
+def test_a_full_disk_under_the_output_is_told_in_one_sentence(signin, settings, arguments):
+    in_outbox(settings, message(1))
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert on_output(full, *arguments) == (1, "error: No space left on device\n")
 
 
 def test_a_database_that_is_away_is_told_in_one_sentence(signin, monkeypatch):

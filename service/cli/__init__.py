@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from service.cli import (
     config,
@@ -21,6 +24,9 @@ from service.cli import (
     tail,
     template,
 )
+from service.cli.terminal import abandon_output, err, sentence_of
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="signin",
@@ -71,4 +77,15 @@ app.command()(run.migrate)
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout:  # None where it was closed before the start
+                sys.stdout.flush()
+    except OSError as error:  # of a full disk under the output, and of whatever nobody below has told
+        log.debug("the command ended with an error of the operating system", exc_info=error)
+        abandon_output()
+        if not isinstance(error, BrokenPipeError):
+            err.print(f"[bold red]error:[/] {escape(sentence_of(error))}", soft_wrap=True)
+        raise SystemExit(1) from None

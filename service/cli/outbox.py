@@ -14,7 +14,7 @@ import typer
 
 from service.cli.client import database_settings
 from service.cli.keys import operator
-from service.cli.terminal import err, fail, out, table_of, told_as_sentences
+from service.cli.terminal import abandon_output, err, fail, out, sentence_of, table_of, told_as_sentences
 from service.config import Settings
 
 if TYPE_CHECKING:
@@ -229,13 +229,16 @@ def files_told_as_sentences() -> Iterator[None]:
     with told_as_sentences():
         try:
             yield
+        except BrokenPipeError:  # as `export | head` ends
+            abandon_output()
         except OSError as error:
-            fail(f"{error.filename}: {error.strerror}")
+            fail(sentence_of(error))
 
 
 @contextmanager
 def standard_output() -> Iterator[BinaryIO]:
     yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 @contextmanager

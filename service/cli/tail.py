@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import re
 import secrets
 import signal
@@ -19,7 +18,7 @@ import typer
 from service.cli.client import running_settings
 from service.cli.moments import moment
 from service.cli.rows import preview
-from service.cli.terminal import clear_errors, command, err, fail
+from service.cli.terminal import abandon_output, clear_errors, command, err, fail
 from service.clients import Clients
 from service.config import LOCAL_PROJECT, Settings
 from service.subscriber import MOST_MESSAGES, Subscription, SubscriptionError
@@ -60,7 +59,7 @@ def tail(
         except SubscriptionError as error:
             fail(str(error))
         except BrokenPipeError:  # as `tail | head` ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            abandon_output()
 
 
 async def follow(

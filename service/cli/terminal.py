@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
@@ -61,6 +61,18 @@ def told_as_sentences() -> Iterator[None]:
             yield
         except ProblemError as error:
             fail(error.detail)
+
+
+def sentence_of(error: OSError) -> str:
+    """What the operating system complains about, and of which file where it is one."""
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {why}" if error.filename else why
+
+
+def abandon_output() -> None:
+    """Lets go of a standard output that takes nothing more: else the end of the program complains again."""
+    with suppress(OSError, ValueError):  # a test's output has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command(words: str) -> str:
