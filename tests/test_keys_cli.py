@@ -143,6 +143,7 @@ def test_the_commands_send_the_key_of_the_environment_or_of_a_file(tmp_path, mon
     monkeypatch.setenv("SIGNIN_API_KEY_FILE", str(tmp_path / "key"))
     assert credentials("https://signin.example") == {"Authorization": "Bearer signin_file"}
     monkeypatch.setenv("SIGNIN_API_KEY", "signin_environment")
+    monkeypatch.setenv("SIGNIN_API_KEY_FILE", "")
     assert credentials("http://[::1]:8080") == {"Authorization": "Bearer signin_environment"}
 
 
@@ -157,6 +158,13 @@ def test_a_key_is_not_sent_in_the_clear_nor_broken(signin, monkeypatch, key, url
     monkeypatch.setenv("SIGNIN_API_KEY", key)
     for command in (["jobs", "list"], ["emit", "--count", "1"]):
         assert words in signin(*command, "--url", url, exit_code=2).stderr
+
+
+def test_a_key_and_a_file_with_a_key_at_once_are_refused(signin, monkeypatch, tmp_path):
+    (tmp_path / "key").write_text("signin_file\n")
+    monkeypatch.setenv("SIGNIN_API_KEY_FILE", "key")
+    monkeypatch.setenv("SIGNIN_API_KEY", "signin_environment")
+    assert "are both set" in signin("jobs", "list", exit_code=2).stderr
 
 
 def test_a_missing_key_file_is_told_in_one_sentence(signin, monkeypatch):

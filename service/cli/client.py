@@ -64,10 +64,12 @@ def service_url(url: str | None) -> str:
 def credentials(base_url: str) -> dict[str, str]:
     """The header with the key of SIGNIN_API_KEY, or of the file that SIGNIN_API_KEY_FILE names; else none.
 
-    A key is never sent to another machine in the clear: that ends the command.
+    A key is never sent to another machine in the clear: that ends the command, as both variables at once do.
     """
     key = os.environ.get("SIGNIN_API_KEY", "").strip()
-    if not key and (path := os.environ.get("SIGNIN_API_KEY_FILE")):
+    if path := os.environ.get("SIGNIN_API_KEY_FILE"):
+        if key:
+            fail("SIGNIN_API_KEY and SIGNIN_API_KEY_FILE are both set: which one counts?", exit_code=2)
         try:
             key = Path(path).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
