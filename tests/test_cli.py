@@ -216,6 +216,26 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, arguments, environment, c
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("left", "code", "words"),
+    [
+        (["stack.lock"], 1, "the stack of {} does not run; asking http://127.0.0.1:1\n"),
+        (["stack.lock", "stack.json"], 2, "the stack of {} does not run any more. Start it with"),
+    ],
+)
+def test_a_command_does_not_silently_take_another_service_for_that_of_its_directory(
+    tmp_path, left, code, words
+):
+    directory = tmp_path / ".signin"
+    directory.mkdir()
+    for name in left:
+        (directory / name).touch()
+    done = signin("jobs", "list", cwd=tmp_path, SIGNIN_PORT="1")
+    assert (done.returncode, words.format(directory) in done.stderr) == (code, True), done.stderr
+    elsewhere = signin("jobs", "list", "--url", "http://127.0.0.1:1", cwd=tmp_path)
+    assert (elsewhere.returncode, "the stack of" in elsewhere.stderr) == (1, False)
+
+
 def test_a_port_that_is_taken_is_named(up, tmp_path):
     port = up.url.rsplit(":", 1)[1]
     done = signin(

@@ -27,7 +27,7 @@ from google.pubsub_v1 import types as pubsub_types
 from service.config import Settings
 from service.local.process import ServerError, ServerProcess
 from service.local.pubsub import PubsubServer
-from service.local.running import read_running, running_database, take
+from service.local.running import end_of_last, read_running, running_database, take
 from service.local.stack import Stack, StackError, ensure_subscription
 from transforms import bigquery_tables
 
@@ -194,6 +194,16 @@ def test_what_a_killed_stack_has_left_is_not_taken_for_the_one_that_starts(tmp_p
         with (tmp_path / "stack.lock").open("w") as lock:
             assert take(lock, fcntl.LOCK_EX)
             assert read_running(tmp_path) == found
+
+
+def test_how_the_last_stack_ended_is_known(tmp_path: Path) -> None:
+    assert end_of_last(tmp_path) == ""
+    with (tmp_path / "stack.lock").open("w") as lock:
+        assert take(lock, fcntl.LOCK_EX)
+        assert end_of_last(tmp_path) == ""
+    assert end_of_last(tmp_path) == "stopped"
+    (tmp_path / "stack.json").write_text("{}")
+    assert end_of_last(tmp_path) == "killed"
 
 
 async def test_a_subscription_that_reads_another_topic_is_refused(stack: Stack) -> None:

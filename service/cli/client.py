@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from service.cli.terminal import command, err, fail, load_settings
 from service.config import Settings, is_loopback, masked
-from service.local.running import read_running, running_database
+from service.local.running import end_of_last, read_running, running_database
 
 DEADLINE_SECONDS = 60.0
 
@@ -52,13 +53,35 @@ def database_settings() -> Settings:
 
 
 def service_url(url: str | None) -> str:
-    """The service's base URL: as given, by SIGNIN_URL, of the running `signin up`, or the default port."""
+    """The service's base URL: as given, by SIGNIN_URL, of the running `signin up`, or the default port.
+
+    Ends the command where a stack of this directory was killed: another service may have its port by now.
+    """
     if chosen := url or os.environ.get("SIGNIN_URL"):
         return (chosen if "://" in chosen else f"http://{chosen}").rstrip("/")
     settings = load_settings()
-    running = read_running(settings.data_dir) or {}
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return running.get("SIGNIN_URL") or f"http://{host}:{settings.port}"
+    default = f"http://{host}:{settings.port}"
+    running = read_running(settings.data_dir)
+    if running is None:
+        look_for_end(settings.data_dir.absolute(), default)
+    return (running or {}).get("SIGNIN_URL") or default
+
+
+@cache  # told once, however often a command wants the address
+def look_for_end(data_dir: Path, default: str) -> None:
+    """Says on standard error that a stack of the directory does not run any more, if there was one."""
+    match end_of_last(data_dir):
+        case "killed":
+            other = f"Start it with `{command('up')}`, or name another service with --url or SIGNIN_URL"
+            fail(f"the stack of {data_dir} does not run any more. {other}.", exit_code=2)
+        case "stopped":
+            err.print(
+                f"the stack of {data_dir} does not run; asking {default}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def credentials(base_url: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 LOCK_FILE = "stack.lock"
 RECORD_FILE = "stack.json"
@@ -23,6 +23,15 @@ def running_database(data_dir: Path) -> str:
     """The masked URL of the database that the service beside the running stack has; empty without them."""
     record = _read_record(data_dir)
     return str(record.get("database", "")) if "SIGNIN_URL" in record.get("environment", {}) else ""
+
+
+def end_of_last(data_dir: Path) -> Literal["", "stopped", "killed"]:
+    """How the last stack on the directory ended; empty where none has, or one runs."""
+    with contextlib.suppress(OSError), (data_dir / LOCK_FILE).open() as lock:
+        if take(lock, fcntl.LOCK_SH):
+            # One that is stopped takes its record away.
+            return "killed" if (data_dir / RECORD_FILE).exists() else "stopped"
+    return ""
 
 
 def _read_record(data_dir: Path) -> dict[str, Any]:
