@@ -17,7 +17,7 @@ from service.cli.demo import BROKEN_MESSAGES, Arrival, look
 from service.cli.emit import EmitReport
 from service.cli.job_reports import show_event, show_job
 from service.cli.rows import preview
-from service.cli.terminal import cell
+from service.cli.terminal import cell, table_of
 from tests.serving import NOBODY
 
 
@@ -75,6 +75,30 @@ def test_an_answer_without_a_key_names_the_variable_for_it():
     problem = {"title": "Authentication is required", "detail": "d", "code": "authentication_required"}
     assert "SIGNIN_API_KEY" in problem_sentence(httpx.Response(401, json=problem))
     assert "SIGNIN_API_KEY" not in problem_sentence(httpx.Response(403, json=problem))
+
+
+JOB = ("01m861ya7hg4t1e304g9", "by-hand", "[b]", "2026-11-24T13:13:08.123456Z", None)
+
+
+@pytest.mark.parametrize(("width", "is_table"), [(60, False), (79, False), (100, True), (1000, True)])
+def test_a_table_that_would_break_into_slivers_is_a_block_for_each_row(monkeypatch, width, is_table):
+    console = Console(width=width, record=True, file=io.StringIO())
+    monkeypatch.setattr("service.cli.terminal.out", console)
+    columns = ("id", "name", "state", "created_at", "cause")
+    console.print(table_of("Jobs", columns, [JOB, (*JOB[:4], "c" * 70)]))
+    said = console.export_text()
+    assert ("created_at: " not in said) == is_table
+    if not is_table:
+        block = "id: 01m861ya7hg4t1e304g9\nname: by-hand\nstate: [b]\ncreated_at: 2026-11-24T13:13:08Z\n"
+        assert said.startswith(f"Jobs\n\n{block}\n{block}cause: ")
+    assert max(map(len, said.splitlines())) <= width
+
+
+def test_a_table_that_fits_stays_one_on_a_narrow_terminal(monkeypatch):
+    console = Console(width=60, record=True, file=io.StringIO())
+    monkeypatch.setattr("service.cli.terminal.out", console)
+    console.print(table_of("Replays", ("a", "b", "c", "d"), [(1, 2, 3, 4)]))
+    assert "┃ a ┃ b ┃ c ┃ d ┃" in console.export_text()
 
 
 def test_no_cell_of_a_table_can_be_taken_for_markup_or_break_the_terminal():

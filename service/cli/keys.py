@@ -196,7 +196,7 @@ def show_new(new: NewKey, *, as_json: bool) -> None:
         return
     typer.echo(new.text)
     ends = new.row.expires_at.isoformat(timespec="minutes") if new.row.expires_at else NEVER
-    err.print(f"id {new.row.id}, scopes {new.row.scopes}, expires {ends}", highlight=False)
+    err.print(f"id {new.row.id}, scopes {new.row.scopes}, expires {ends}", highlight=False, soft_wrap=True)
     err.print("Keep it now: it is shown this once.")
 
 

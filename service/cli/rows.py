@@ -6,7 +6,7 @@ import base64
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 
 from service.cli.client import running_settings
 from service.cli.terminal import command, fail, out, table_of
@@ -103,12 +103,12 @@ def rows(
     out.print(table)
 
 
-def row_table(newest: list[dict[str, Any]]) -> Table:
+def row_table(newest: list[dict[str, Any]]) -> RenderableType:
     cells = [(row["userid"], row["date"], row["event_id"], row["published_at"]) for row in newest]
     return table_of("Sign-ins", ("userid", "date", "event_id", "published_at"), cells)
 
 
-def dead_letter_table(letters: list[dict[str, Any]]) -> Table:
+def dead_letter_table(letters: list[dict[str, Any]]) -> RenderableType:
     cells = [(row["failed_at"], row["stage"], row["reason"], preview(row["payload"])) for row in letters]
     return table_of("Dead letters", ("failed_at", "stage", "reason", "payload"), cells)
 

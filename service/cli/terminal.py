@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,9 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from service.config import Settings, load
 from service.errors import ConfigError, ProblemError
@@ -20,9 +23,14 @@ from service.local.process import ServerError
 from service.local.stack import StackError
 
 # A program that reads a table wants a line for each row; people choose the width of theirs, or COLUMNS.
-_PIPED_WIDTH = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 1000
+_PIPED_WIDTH = None if (sys.stdout and sys.stdout.isatty()) or os.environ.get("COLUMNS") else 1000
 out = Console(width=_PIPED_WIDTH)
 err = Console(stderr=True)
+
+WIDE = 100  # columns of a terminal, from which on a table is one, whatever it holds
+FEW_COLUMNS = 3  # which fit by breaking the longest
+_UNBOUNDED = 10_000
+_FRACTION = re.compile(r"\A(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)\.\d+")
 
 STATE_STYLES = {
     "RUNNING": "green",
@@ -88,15 +96,30 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         fail(str(error), exit_code=2)
 
 
-def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A Rich table of plain values; a missing value is an empty cell."""
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+    """A Rich table of plain values; a missing value is an empty cell.
+
+    Where a table of many columns would break them into slivers, it is a block for each row instead.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for column in columns:
         # What people copy stays in one piece.
         table.add_column(column, overflow="fold", no_wrap=column in ("id", "event_id"))
     for row in rows:
         table.add_row(*(cell(value) for value in row))
-    return table
+    if out.width >= WIDE or len(columns) <= FEW_COLUMNS:
+        return table
+    natural = Measurement.get(out, out.options.update_width(_UNBOUNDED), table).maximum
+    return table if natural <= out.width else _blocks(title, columns, rows)
+
+
+def _blocks(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> RenderableType:
+    """A line for each value that is there, and times to the second."""
+    texts = [f"[bold]{escape(title)}[/]"]
+    for row in rows:
+        shown = zip(columns, (_FRACTION.sub(r"\1", cell(value)) for value in row), strict=True)
+        texts.append("\n".join(f"[dim]{name}:[/] {value}" for name, value in shown if value))
+    return Text.from_markup("\n\n".join(texts), overflow="fold")
 
 
 def cell(value: object) -> str:
