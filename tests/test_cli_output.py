@@ -71,6 +71,18 @@ def test_an_entry_of_a_history_says_who_did_it_unless_the_service_did_by_itself(
     assert said == f"3 2026-01-01T00:00:00.000 drain_requested deadline_seconds=60 {words}".strip()
 
 
+def test_an_entry_of_a_history_is_one_line_whatever_its_cause(monkeypatch):
+    console = Console(width=30, record=True, file=io.StringIO())
+    monkeypatch.setattr("service.cli.job_reports.out", console)
+    detail = {"cause": "Traceback:\n  File x\r\n\nValueError: \x1b[2J[b]\n", "again": False, "ids": ["a"]}
+    event = {"sequence": 3, "at": "2026-01-01T00:00:00.000Z", "kind": "failed", "actor": "service"}
+    show_event(event | {"detail": detail | {"drained": True, "number": 0}})
+    told = "cause=Traceback: | File x | ValueError: �[2J[b] again=no"
+    assert console.export_text() == (
+        f'    3 2026-01-01T00:00:00.000 failed {told} ids=["a"] drained=yes number=0\n'
+    )
+
+
 def test_an_answer_without_a_key_names_the_variable_for_it():
     problem = {"title": "Authentication is required", "detail": "d", "code": "authentication_required"}
     assert "SIGNIN_API_KEY" in problem_sentence(httpx.Response(401, json=problem))

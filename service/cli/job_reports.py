@@ -67,13 +67,24 @@ def show_event(event: dict[str, Any], *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(event, ensure_ascii=False), flush=True)  # noqa: T201 - one JSON object a line
         return
-    told = " ".join(f"{name}={value}" for name, value in event["detail"].items() if value is not None)
+    told = " ".join(
+        f"{name}={in_one_line(value)}" for name, value in event["detail"].items() if value is not None
+    )
     if event["actor"] != "service":  # what the service did by itself is most of a history
         told = f"{told} by {event['actor']}".lstrip()
     line = (
         f"[dim]{event['sequence']:>5} {event['at'][:23]}[/] [bold]{escape(event['kind'])}[/] {escape(told)}"
     )
     out.print(line, highlight=False, soft_wrap=True)
+
+
+def in_one_line(value: object) -> str:
+    """A member of an entry as people read it: line breaks are bars, and nothing moves the cursor."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    lines = (line.strip() for line in text.splitlines())
+    return "".join(c if c.isprintable() else "�" for c in " | ".join(filter(None, lines)))
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
