@@ -331,3 +331,19 @@ async def test_a_launch_answers_while_dataflow_is_not_there(tmp_path: Path, data
         assert isinstance(answer, httpx.Response)
         assert (answer.status_code, answer.json()["state"]) == (202, "LAUNCHING")
         assert answer.json()["cause"]
+
+
+@pytest.mark.parametrize("query", ["validateonly=true", "validate_only=true&validate_only=false", "a%20b=1"])
+async def test_a_launch_with_a_query_that_means_nothing_launches_nothing(query: str, world: World) -> None:
+    answer = await world.http.post(f"/jobs?{query}", json={})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert answer.json()["errors"][0]["field"].startswith("query.")
+    assert "LaunchFlexTemplate" not in world.calls()
+
+
+async def test_a_list_takes_several_states_and_no_name_that_it_does_not_know(world: World) -> None:
+    assert (await world.http.get("/jobs?state=RUNNING&state=FAILED&page_size=1")).status_code == 200
+    for query in ("bogus=1", "active=true&active=false"):
+        assert (await world.http.get(f"/jobs?{query}")).status_code == 422
+    for path in ("/jobs/nobody", "/jobs/nobody/events", "/jobs/unmanaged"):
+        assert (await world.http.get(f"{path}?bogus=1")).status_code == 422, path
