@@ -133,7 +133,7 @@ async def test_parameters_that_dataflow_refuses_are_named(tmp_path: Path, databa
 async def test_a_launch_that_dataflow_refuses_is_rejected_with_its_cause(code: str, world: World) -> None:
     world.fail(*outage("LaunchFlexTemplate", code=code))
     job = await world.launch()
-    assert (job["state"], job["cause"]) == ("REJECTED", "injected by the fault switch")
+    assert (job["state"], job["cause"]) == ("REJECTED", f"{code}: injected by the fault switch")
     assert not job["actions"]["drain"]["allowed"]
     assert await world.history(job["id"]) == ["created", "launch_started", "LAUNCHING>REJECTED"]
 
@@ -208,7 +208,7 @@ async def test_a_stop_is_kept_while_dataflow_is_away(world: World) -> None:
     world.fail(*outage())
     answer = await world.http.post(f"/jobs/{job['id']}/drain")
     assert (answer.status_code, answer.json()["requested_state"]) == (202, "DRAINED")
-    assert answer.json()["cause"] == "injected by the fault switch"
+    assert answer.json()["cause"] == "UNAVAILABLE: injected by the fault switch"
     assert not await world.reconciler.tick()
     world.fail()
     await world.until(job["id"], "DRAINED")
