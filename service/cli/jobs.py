@@ -56,9 +56,11 @@ def launch(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         print_json(job)
         return
     if wait:
-        err.print(f"job {job['id']} is launched", highlight=False)
+        err.print(f"the launch of job {job['id']} is committed", highlight=False)
         job = await_state(base_url, job["id"], "RUNNING", wait)
     show_job(job, as_json=as_json)
+    if job["state"] == "REJECTED":
+        raise typer.Exit(1)  # the service has answered; what was asked for has failed all the same
 
 
 @app.command("list")
