@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import msgspec
 import typer
 
-from service.cli.client import database_settings
+from service.cli.client import database_settings, moving_settings
 from service.cli.terminal import err, fail, out, table_of, told_as_sentences
 from service.config import Settings
 
@@ -73,7 +73,7 @@ async def show_status(settings: Settings) -> None:
 def flush() -> None:
     """Publish what waits now. Events that a running service holds at the moment are left to it."""
     with files_told_as_sentences():
-        settings = database_settings()
+        settings = moving_settings()
         count = asyncio.run(flush_outbox(settings))
         out.print(f"{count:,} events were published.")
 
@@ -132,7 +132,7 @@ def import_events(
 ) -> None:
     """Put the events of an export into the outbox, under their own ids; the service publishes them."""
     with files_told_as_sentences():
-        settings = database_settings()
+        settings = moving_settings()
         with file.open("rb") if file != STANDARD_STREAM else standard_input() as source:
             count = asyncio.run(read_events(settings, source))
         err.print(f"{count:,} events are in the outbox.")
@@ -174,7 +174,7 @@ def release(
 ) -> None:
     """Let parked events be published again, once the cause for which they were parked is mended."""
     with files_told_as_sentences():
-        count = asyncio.run(release_events(database_settings(), event_id))
+        count = asyncio.run(release_events(moving_settings(), event_id))
         out.print(f"{count:,} events wait again.")
 
 

@@ -49,8 +49,8 @@ def tail(
         settings = running_settings()
         if not settings.pubsub_emulator_host and settings.project == LOCAL_PROJECT:
             fail(
-                f"no local stack runs on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
-                "or set SIGNIN_PROJECT to follow a topic of Google Cloud"
+                f"no local stack is used on {settings.data_dir.absolute()}; "
+                f"start one with `{command('up')}`, or set SIGNIN_PROJECT to follow a topic of Google Cloud"
             )
         begin = None if since is None else datetime.now(UTC) if since == "now" else moment(since)
         show = json_line if as_json else text_line
