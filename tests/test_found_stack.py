@@ -177,7 +177,7 @@ async def in_outbox(settings, *messages):
 @pytest.mark.parametrize(
     ("project", "code", "words"),
     [
-        ("my-prod-project", 1, "what was not published still waits"),  # Google takes nothing from here
+        ("my-prod-project", 2, "gcloud auth application-default login"),  # as far as it goes here
         ("", 2, "say by SIGNIN_PROJECT or PUBSUB_EMULATOR_HOST where its events belong"),
     ],
 )

@@ -88,6 +88,8 @@ async def flush_outbox(settings: Settings) -> int:
     pause = settings.breaker_open_seconds
     breaker = Breaker(failures=settings.breaker_failures, open_seconds=pause, probe_seconds=pause)
     try:
+        if not settings.pubsub_emulator_host:
+            await clients.credentials()  # a topic without any is told as one that is away
         async with opened(settings) as outbox:
             return await Relay(Topic(clients, settings), outbox, breaker, settings).flush()
     except TopicError as error:
