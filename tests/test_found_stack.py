@@ -129,6 +129,15 @@ def test_settings_that_say_what_the_stack_says_and_names_within_a_deployment_lea
         assert running_settings().bigquery_emulator_host == STACK["BIGQUERY_EMULATOR_HOST"]
 
 
+def test_a_value_that_was_set_is_shown_as_set_and_not_as_the_stacks(directory, monkeypatch):
+    monkeypatch.setenv("SIGNIN_PROJECT", STACK["SIGNIN_PROJECT"])
+    with running(directory):
+        shown = json.loads(signin("config", "show", "--json").stdout)
+    origins = {row["variable"]: row["origin"] for row in shown}
+    assert origins["SIGNIN_PROJECT"] == "environment"
+    assert origins["PUBSUB_EMULATOR_HOST"] == "the local stack that runs here"
+
+
 def test_the_settings_that_are_checked_and_shown_are_those_of_the_named_project(directory, monkeypatch):
     monkeypatch.setenv("SIGNIN_PROJECT", "some-project")
     with running(directory):
