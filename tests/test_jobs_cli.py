@@ -67,6 +67,8 @@ def test_a_job_is_launched_watched_changed_and_drained(up):
         job_id
     ]
     assert told(up, "list", "--pipeline", "audit")["jobs"] == []
+    assert "subscription_in_use" in jobs(up, "launch", "--validate-only", code=1)
+    assert json.loads(jobs(up, "launch", "--validate-only", "--shared-subscription"))["valid"]
     assert "invalid_parameters" in jobs(up, "launch", "--parameter", "colour=red", code=1)
     assert told(up, "scale", job_id, "--min", "1", "--max", "3")["max_workers"] == 3
     assert told(up, "messages", job_id, "--importance", "DEBUG")["messages"]

@@ -22,13 +22,14 @@ from service.cli.rows import preview
 from service.cli.terminal import clear_errors, command, err, fail
 from service.clients import Clients
 from service.config import LOCAL_PROJECT, Settings
-from service.subscriber import MOST_MESSAGES, Subscription, SubscriptionError
+from service.subscriber import MOST_MESSAGES, Past, Subscription, SubscriptionError
 from transforms import timestamps
 from transforms.replay import event_id_of
 from transforms.signin_event import EventError, decode
 
 _NAME = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
 _PATH = re.compile(r"projects/[^/]+/subscriptions/[^/]+")
+RECENT_SECONDS = 1.0  # who begins now has waited for the subscription meanwhile
 _encode = msgspec.json.Encoder().encode
 _Show = Callable[[Any], str]
 
@@ -49,8 +50,8 @@ def tail(
         settings = running_settings()
         if not settings.pubsub_emulator_host and settings.project == LOCAL_PROJECT:
             fail(
-                f"no local stack runs on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
-                "or set SIGNIN_PROJECT to follow a topic of Google Cloud"
+                f"no local stack is used on {settings.data_dir.absolute()}; "
+                f"start one with `{command('up')}`, or set SIGNIN_PROJECT to follow a topic of Google Cloud"
             )
         begin = None if since is None else datetime.now(UTC) if since == "now" else moment(since)
         show = json_line if as_json else text_line
@@ -72,10 +73,12 @@ async def follow(
     clients = Clients(settings)
     subscription = Subscription(clients, path_of(name, settings.project))
     try:
-        await subscription.ensure(settings.topic_path, temporary=name is None)
+        past = await subscription.ensure(settings.topic_path, temporary=name is None)
         try:
             if begin:
                 await subscription.seek(begin)
+                if gap := gap_of(past, (datetime.now(UTC) - begin).total_seconds()):
+                    err.print(f"[yellow]{gap}[/]", highlight=False, soft_wrap=True)
             err.print(
                 f"following {settings.topic_path} on {subscription.path}", highlight=False, soft_wrap=True
             )
@@ -93,6 +96,18 @@ async def follow(
                 await subscription.delete()
     finally:
         await clients.close()
+
+
+def gap_of(past: Past, age_seconds: float) -> str:
+    """What may be missing of a beginning that lies so far back, in a sentence; empty where nothing is."""
+    if age_seconds < max(past.topic_seconds, RECENT_SECONDS):
+        return ""
+    if past.is_new:
+        kept = f"keeps {past.topic_seconds:g} s" if past.topic_seconds else "keeps nothing"
+        return f"The subscription is new, and the topic {kept} from before: older events do not come."
+    if past.keeps_acknowledged:
+        return ""
+    return "Events that were acknowledged on this subscription before do not come again."
 
 
 def path_of(name: str | None, project: str) -> str:
