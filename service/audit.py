@@ -19,6 +19,7 @@ from service.auth.rate_limits import Bucket
 from service.config import Settings
 from service.logs import handlers_of
 from service.metrics.values import route_of
+from service.problems import CODE_KEY
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class Audit:
             name: str(value)[:_LONGEST_PATH] for name, value in scope.get("path_params", {}).items()
         }
         about.update(_made(sent.get(b"location", b"")))
+        if code := scope.get(CODE_KEY):
+            about["code"] = code
         if b"idempotency-replayed" in sent:
             about["replayed"] = True  # the answer of an earlier request: nothing was done
         act = f"{scope['method']} {route}"

@@ -124,7 +124,7 @@ class Edge:
         self._metrics.problem_answered(scope, problem.problem_code)
         if problem.status in (401, 403):
             self._audit.refused(scope, problem.status, problem.problem_code)
-        await problems.rendered(problem, scope["path"])(scope, receive, answer)
+        await problems.answer_to(scope, problem)(scope, receive, answer)
         if isinstance(error, asyncio.CancelledError):
             raise error
 

@@ -124,7 +124,7 @@ def metrics_view(
         dataflow_job_id=dataflow_job_id,
         observed_at=sample.at if sample else None,
         stale=stale,
-        throughput_per_second=sample.rate if sample else None,
+        throughput_per_second=0.0 if job.ended_at else sample.rate if sample else None,
         freshness_seconds=highest(metrics, FRESHNESS),
         latency_seconds=highest(metrics, LATENCY),
         vcpus=highest(metrics, VCPUS),

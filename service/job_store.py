@@ -12,6 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
+from service import job_log
 from service.job_state import Standing
 from service.logs import current_request_id
 from service.models import Attempt, Job, JobEvent
@@ -158,6 +159,7 @@ def record(
 ) -> None:
     """Notes a change in the job's history; every change passes here, so that the version tells of it."""
     job.version += 1
+    job_log.tell(session, job, kind, detail, actor)
     asked_by = current_request_id.get() if actor != SERVICE_ACTOR else None
     session.add(
         JobEvent(

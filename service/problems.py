@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 PAGE = "/errors"
+CODE_KEY = "signin.problem_code"  # of a scope: the code that its request was answered with
 _SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
@@ -64,6 +65,12 @@ def rendered(problem: ProblemError, path: str, headers: dict[str, str] | None = 
         headers["Retry-After"] = str(problem.retry_after_seconds)
     document.update(problem.members)
     return Response(msgspec.json.encode(document), problem.status, headers, MEDIA_TYPE)
+
+
+def answer_to(scope: Scope, problem: ProblemError, headers: dict[str, str] | None = None) -> Response:
+    """The answer to one request, which the audit log can then name the problem of."""
+    scope[CODE_KEY] = problem.problem_code
+    return rendered(problem, scope["path"], headers)
 
 
 def of_failure(error: BaseException, method: str, path: str) -> ProblemError:
@@ -141,7 +148,7 @@ def install(app: FastAPI, metrics: Metrics | None = None) -> None:
 
     def answer(request: Request, problem: ProblemError, headers: dict[str, str] | None = None) -> Response:
         counted.problem_answered(request.scope, problem.problem_code)
-        return rendered(problem, request.url.path, headers)
+        return answer_to(request.scope, problem, headers)
 
     async def on_problem(request: Request, error: Any) -> Response:
         return answer(request, error)

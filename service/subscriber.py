@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from service.clients import Clients
@@ -29,6 +29,14 @@ class SubscriptionError(Exception):
     """Pub/Sub refused a call for good, or was away for too long; the message is a sentence."""
 
 
+class Past(NamedTuple):
+    """What a subscription has of the time before it is read; `topic_seconds` of it the topic retains."""
+
+    is_new: bool
+    topic_seconds: float
+    keeps_acknowledged: bool
+
+
 class Subscription:
     """One subscription, by its full name; for use within one event loop."""
 
@@ -38,7 +46,7 @@ class Subscription:
 
     async def ensure(
         self, topic: str, *, temporary: bool, is_away: Callable[[str], object] = lambda _: None
-    ) -> None:
+    ) -> Past:
         """Makes the subscription unless it is there. Raises SubscriptionError if it reads another topic.
 
         A temporary one keeps messages for ten minutes only, and Pub/Sub deletes it when it is left behind.
@@ -51,8 +59,9 @@ class Subscription:
         if temporary:
             wanted.expiration_policy.ttl.seconds = ORPHAN_SECONDS
             wanted.message_retention_duration.seconds = LEAST_RETENTION_SECONDS
+        is_new = True
         try:
-            await self._persist("CreateSubscription", wanted, types.Subscription.pb(), is_away)
+            found = await self._persist("CreateSubscription", wanted, types.Subscription.pb(), is_away)
         except _RefusedError as error:
             if error.status != "ALREADY_EXISTS":
                 raise SubscriptionError(f"{topic} cannot be subscribed to: {error}") from error
@@ -60,6 +69,9 @@ class Subscription:
             found = await self._persist("GetSubscription", request, types.Subscription.pb(), is_away)
             if found.topic != topic:
                 raise SubscriptionError(f"{self.path} reads {found.topic}, not {topic}") from error
+            is_new = False
+        retained = found.topic_message_retention_duration.ToTimedelta().total_seconds()
+        return Past(is_new, retained, found.retain_acked_messages)
 
     async def seek(self, moment: datetime, is_away: Callable[[str], object] = lambda _: None) -> None:
         """Counts what was published before `moment` as read, and what is kept from then on as unread."""

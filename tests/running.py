@@ -145,6 +145,10 @@ class Up:
         """Sets the faults of the local Pub/Sub; none ends them."""
         set_faults(self.environment["PUBSUB_EMULATOR_HOST"], faults)
 
+    def dataflow_fault(self, *faults):
+        """Sets the faults of the local Dataflow; none ends them."""
+        set_faults(self.environment["DATAFLOW_EMULATOR_HOST"], faults)
+
     def bigquery_fault(self, *faults):
         """Sets the faults of the local BigQuery; none ends them."""
         body = [{"method": f.method, "code": f.code, "delay_seconds": f.delay_seconds} for f in faults]

@@ -35,14 +35,22 @@ def tracked(directory: Path) -> Iterator[Path]:
 
 
 def ever_added(directory: Path, to: Path) -> Iterator[Path]:
-    """Writes all lines that commits have added to a file into one of the same name, below `to`."""
+    """Writes all lines that commits have added to a file into one of the same name, below `to`.
+
+    Of a merge they are those of files that it has otherwise than each of its parents.
+    """
     lines: dict[str, list[str]] = {}
-    name = ""
-    for line in git(directory, "log", "-p", "--no-merges", "--unified=0", "--format=", "HEAD").splitlines():
-        if line.startswith("+++ "):
+    name, columns = "", 0  # before a file's first hunk there are none; then a column of signs for each parent
+    log = ("log", "-p", "--diff-merges=combined", "--unified=0", "--format=", "HEAD")
+    for line in git(directory, *log).split("\n"):
+        if line.startswith("diff "):
+            columns = 0
+        elif line.startswith("@@"):
+            columns = len(line) - len(line.lstrip("@")) - 1
+        elif not columns and line.startswith("+++ "):
             name = line.removeprefix("+++ ").removeprefix("b/")
-        elif line.startswith("+") and not LEFT_OUT.fullmatch(name):
-            lines.setdefault(name, []).append(line[1:])
+        elif "+" in line[:columns] and not LEFT_OUT.fullmatch(name):
+            lines.setdefault(name, []).append(line[columns:])
     for each, added in lines.items():
         path = to / each
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,11 @@ async def test_each_act_is_in_the_log_and_in_the_history_with_the_key_s_name_and
         ("POST /dead-letters/replay", 202),
         ("POST /dead-letters/replays/{replay_id}/cancel", 200),
     ]
+    assert [each["code"] for each in said if "code" in each] == [
+        "action_not_allowed",
+        "action_not_allowed",
+        "dataflow_job_not_found",
+    ]
     assert {each["actor"] for each in said} == {"key:night-shift"}
     assert [each.get("job_id") for each in said[:6]] == [job.removeprefix("/jobs/")] * 6
     assert [each.get("replay_id") for each in said[7:]] == [replay["id"]] * 2

@@ -152,7 +152,8 @@ def test_faults_of_dataflow_and_bigquery_hit_what_they_name_until_they_are_clear
 def test_the_connections_of_a_running_stack_are_tried_and_what_is_wrong_is_told(up):
     def check(*arguments, **environment):
         done = signin("config", "check", *arguments, cwd=up.directory, **environment)
-        assert not done.stderr, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("Using the local stack that runs on "), done.stderr
         return done
 
     told = json.loads(check("--json").stdout)
@@ -206,7 +207,7 @@ def test_a_sign_in_that_breaks_the_contract_is_refused_with_its_code(up):
         (["emit"], {"SIGNIN_URL": "http://127.0.0.1:1"}, 1, "signin up"),
         (["jobs", "list", "--url", "http://127.0.0.1:1"], {}, 1, "signin up"),
         (["jobs", "launch", "--parameter", "nothing"], {}, 2, "name=value"),
-        (["local", "faults", "pubsub", "--clear"], {}, 1, "no local stack is running"),
+        (["local", "faults", "pubsub", "--clear"], {}, 1, "no local stack is used here"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path, arguments, environment, code, words):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import image_checks
 from tests.dockerfile import (
     ROOT,
     all_instructions,
@@ -149,3 +150,16 @@ def test_every_package_of_the_wheel_reaches_its_builder():
     for name in re.findall(r'^(?:readme|license-files) = .*?"([^"]+)"', text, re.MULTILINE):
         assert any(name in rest for word, rest in STAGES["wheel"].instructions if word == "COPY")
         assert Path(ROOT / name).is_file()
+
+
+def test_an_image_that_has_grown_past_its_bound_is_noticed(tmp_path):
+    path = tmp_path / "lib" / "large"
+    path.parent.mkdir()
+    for over in (0, 1):
+        with path.open("wb") as file:
+            file.truncate(image_checks.MOST_SERVICE_BYTES + over)  # takes no room
+        if over:
+            with pytest.raises(AssertionError, match=r"230,000,001 bytes are more than .*: large"):
+                image_checks.bounded_size(tmp_path)
+        else:
+            assert image_checks.bounded_size(tmp_path) == image_checks.MOST_SERVICE_BYTES

@@ -154,6 +154,15 @@ async def test_a_job_that_dataflow_has_not_named_has_no_messages_and_no_metrics(
     assert shown["backlog"] == {"messages": None, "oldest_age_seconds": None, "observed_at": None}
 
 
+async def test_a_job_that_has_ended_has_no_throughput_left(world: World) -> None:
+    job = await world.launch()
+    await world.until(job["id"], "RUNNING")
+    await world.http.post(f"/jobs/{job['id']}/drain")
+    await world.until(job["id"], "DRAINED")
+    shown = (await world.http.get(f"/jobs/{job['id']}/metrics")).json()
+    assert (shown["throughput_per_second"], shown["counters"]) == (0.0, {"rows": 6})
+
+
 async def test_metrics_that_dataflow_does_not_give_are_gaps_and_not_zeros(world: World) -> None:
     job = await world.launch()
     await world.until(job["id"], "RUNNING")

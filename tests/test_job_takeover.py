@@ -36,6 +36,18 @@ async def test_what_somebody_put_in_the_place_of_a_managed_job_is_not_adopted(wo
     assert (answer.status_code, answer.json()["job_id"]) == (409, job["id"])
 
 
+async def test_an_adopted_job_holds_the_subscription_that_it_reads(world: World) -> None:
+    settings = world.settings
+    reads = {"input_subscription": settings.subscription_path}
+    theirs = Launch(settings.project, settings.region, "theirs", TEMPLATE, "a-token", parameters=reads)
+    strange = (await world.dataflow.launch(theirs)).id
+    adopted = await world.http.post("/jobs/adopt", json={"dataflow_job_id": strange})
+    assert adopted.json()["subscription"] == settings.subscription_path
+    answer = await world.http.post("/jobs", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "subscription_in_use")
+    assert answer.json()["job_id"] == adopted.json()["id"]
+
+
 async def hold(world: World, dataflow_job_id: str) -> str:
     """A job that already has the Dataflow job, as an older release adopted it."""
     return (await world.insert(dataflow_job_id=dataflow_job_id, state="RUNNING")).id

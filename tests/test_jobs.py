@@ -133,7 +133,7 @@ async def test_parameters_that_dataflow_refuses_are_named(tmp_path: Path, databa
 async def test_a_launch_that_dataflow_refuses_is_rejected_with_its_cause(code: str, world: World) -> None:
     world.fail(*outage("LaunchFlexTemplate", code=code))
     job = await world.launch()
-    assert (job["state"], job["cause"]) == ("REJECTED", "injected by the fault switch")
+    assert (job["state"], job["cause"]) == ("REJECTED", f"{code}: injected by the fault switch")
     assert not job["actions"]["drain"]["allowed"]
     assert await world.history(job["id"]) == ["created", "launch_started", "LAUNCHING>REJECTED"]
 
@@ -208,7 +208,7 @@ async def test_a_stop_is_kept_while_dataflow_is_away(world: World) -> None:
     world.fail(*outage())
     answer = await world.http.post(f"/jobs/{job['id']}/drain")
     assert (answer.status_code, answer.json()["requested_state"]) == (202, "DRAINED")
-    assert answer.json()["cause"] == "injected by the fault switch"
+    assert answer.json()["cause"] == "UNAVAILABLE: injected by the fault switch"
     assert not await world.reconciler.tick()
     world.fail()
     await world.until(job["id"], "DRAINED")
@@ -331,3 +331,19 @@ async def test_a_launch_answers_while_dataflow_is_not_there(tmp_path: Path, data
         assert isinstance(answer, httpx.Response)
         assert (answer.status_code, answer.json()["state"]) == (202, "LAUNCHING")
         assert answer.json()["cause"]
+
+
+@pytest.mark.parametrize("query", ["validateonly=true", "validate_only=true&validate_only=false", "a%20b=1"])
+async def test_a_launch_with_a_query_that_means_nothing_launches_nothing(query: str, world: World) -> None:
+    answer = await world.http.post(f"/jobs?{query}", json={})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert answer.json()["errors"][0]["field"].startswith("query.")
+    assert "LaunchFlexTemplate" not in world.calls()
+
+
+async def test_a_list_takes_several_states_and_no_name_that_it_does_not_know(world: World) -> None:
+    assert (await world.http.get("/jobs?state=RUNNING&state=FAILED&page_size=1")).status_code == 200
+    for query in ("bogus=1", "active=true&active=false"):
+        assert (await world.http.get(f"/jobs?{query}")).status_code == 422
+    for path in ("/jobs/nobody", "/jobs/nobody/events", "/jobs/unmanaged"):
+        assert (await world.http.get(f"{path}?bogus=1")).status_code == 422, path

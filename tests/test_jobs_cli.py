@@ -11,6 +11,7 @@ import pytest
 from service.clients import Clients
 from service.config import Settings
 from service.dataflow import Dataflow, Launch
+from service.local.faults import Fault
 from tests.running import Up, clean_environment, until
 
 pytestmark = pytest.mark.timeout(240)
@@ -23,7 +24,7 @@ def up(tmp_path_factory):
     assert up.stop() == 0
 
 
-def jobs(up, *arguments, code=0):
+def jobs(up, *arguments, code=0, stream=""):
     done = subprocess.run(
         [sys.executable, "-m", "service", "jobs", *arguments],
         check=False,
@@ -35,6 +36,8 @@ def jobs(up, *arguments, code=0):
         timeout=90,
     )
     assert done.returncode == code, done.stderr
+    if stream == "both":
+        return done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
 
 
@@ -64,6 +67,8 @@ def test_a_job_is_launched_watched_changed_and_drained(up):
         job_id
     ]
     assert told(up, "list", "--pipeline", "audit")["jobs"] == []
+    assert "subscription_in_use" in jobs(up, "launch", "--validate-only", code=1)
+    assert json.loads(jobs(up, "launch", "--validate-only", "--shared-subscription"))["valid"]
     assert "invalid_parameters" in jobs(up, "launch", "--parameter", "colour=red", code=1)
     assert told(up, "scale", job_id, "--min", "1", "--max", "3")["max_workers"] == 3
     assert told(up, "messages", job_id, "--importance", "DEBUG")["messages"]
@@ -83,6 +88,17 @@ def test_a_job_is_launched_watched_changed_and_drained(up):
     assert followed[0]["kind"] == "created"
     assert followed[-1]["detail"]["to"] == "DRAINED"
     assert "created" in jobs(up, "events", job_id)
+
+
+def test_a_launch_that_dataflow_refuses_fails_the_command(up):
+    up.dataflow_fault(Fault("LaunchFlexTemplate", "PERMISSION_DENIED"))
+    try:
+        for wait in ([], ["--wait", "30"]):
+            told = jobs(up, "launch", *wait, code=1, stream="both")
+            assert "REJECTED" in told
+            assert "PERMISSION_DENIED: injected by the fault switch" in told
+    finally:
+        up.dataflow_fault()
 
 
 async def test_a_job_of_somebody_else_is_found_and_adopted(up):

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from service.auth import scopes
+from service.auth import keys, scopes
 from service.config import Settings
 from service.db import Database
 from service.local.faults import Fault, set_faults
@@ -83,6 +83,11 @@ async def new_key(url):
         return (await make_key(database, scopes.ADMIN)).text
     finally:
         await database.close()
+
+
+def secret_of(key):
+    """The whole of a key's secret, which may contain the character before it: the id is no secret."""
+    return keys.parse(key.encode()).secret.decode()
 
 
 def drive(caller, issuer, pubsub, database_url):
@@ -174,7 +179,7 @@ def run(tmp_path, postgres, issuer, level, bigquery=""):
         caller.send("GET", "/metrics")
         assert server.stop() == 0
     token = issuer.token()
-    secrets = SECRETS | {"key": key.rpartition("_")[2], "token": token.split(".")[0]}
+    secrets = SECRETS | {"key": secret_of(key), "token": token.split(".")[0]}
     outputs = {
         "stderr": (tmp_path / "service-serve.log").read_text(),
         "metrics": caller.answers[-1].text,
@@ -192,6 +197,11 @@ def assert_silent(outputs, caller, secrets, statuses):
     never = {name: secrets[name] for name in own}
     assert not [answer.text for answer in caller.answers if found_in(answer.text, never)]
     assert {202, 207, 400, 401, 422, 500, 503} <= statuses.keys()
+
+
+def test_what_is_looked_for_of_a_key_is_its_whole_secret_also_where_that_has_underscores():
+    for secret in ("a" * 43, "_" * 43, f"{'a' * 41}_b"):
+        assert secret_of(f"signin_0123456789ab_{secret}") == secret
 
 
 def test_a_service_at_debug_writes_no_secret_and_no_payload_anywhere(tmp_path, postgres, issuer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
 from service.auth import scopes
 from service.config import sources
@@ -220,6 +221,15 @@ def test_kubernetes_keeps_one_pod_of_at_least_two():
         each["labelSelector"] for each in deployment["template"]["spec"]["topologySpreadConstraints"]
     ]
     assert all(each == {"matchLabels": labels} for each in selectors)
+
+
+def test_what_the_network_policy_says_in_a_comment_is_a_rule_that_lets_telemetry_out():
+    text = (files.KUBERNETES / "network-policy.yaml").read_text()
+    commented = re.sub(r"^    # (?= *[-a-z])", "    ", text, flags=re.MULTILINE)
+    *egress, telemetry, database = yaml.safe_load(commented)["spec"]["egress"]
+    assert [*egress, database] == DOCUMENTS["network-policy.yaml"]["spec"]["egress"]
+    assert [each["port"] for each in telemetry["ports"]] == [4317, 4318]
+    assert telemetry["to"][0].keys() == {"namespaceSelector", "podSelector"}
 
 
 def test_the_service_named_signin_gives_the_pods_no_variables():

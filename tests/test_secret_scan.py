@@ -21,19 +21,29 @@ def scan(directory):
     return done.returncode, done.stdout
 
 
-@pytest.mark.soak
-def test_a_planted_secret_is_found_in_the_files_and_in_history_and_not_repeated(tmp_path):
-    def git(*arguments):
+@pytest.fixture
+def git(tmp_path):
+    def run(*arguments):
         who = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True)
 
-    def commit(**files):
+    run("init", "--initial-branch=main")
+    return run
+
+
+@pytest.fixture
+def commit(tmp_path, git):
+    def run(**files):
         for name, text in files.items():
             (tmp_path / f"{name}.txt").write_text(text)
         git("add", "-A")
         git("commit", "-m", "x")
 
-    git("init")
+    return run
+
+
+@pytest.mark.soak
+def test_a_planted_secret_is_found_in_the_files_and_in_history_and_not_repeated(tmp_path, commit):
     commit(a="nothing here\n", b="sign-ins: 12\n")
     code, told = scan(tmp_path)
     assert (code, "0 that look like secrets" in told) == (0, True)
@@ -51,3 +61,22 @@ def test_a_planted_secret_is_found_in_the_files_and_in_history_and_not_repeated(
     code, told = scan(tmp_path)
     assert code == 1
     assert told.count("(in history)") >= 3
+
+
+@pytest.mark.soak
+def test_what_only_a_merge_itself_has_added_is_found_and_what_looks_like_a_header_hides_nothing(
+    tmp_path, git, commit
+):
+    commit(a="one\ntwo\n", b="b\n")
+    git("switch", "--create", "side")
+    commit(a="one\nside\n")
+    git("switch", "main")
+    commit(a="main\ntwo\n")
+    git("merge", "--no-commit", "--strategy=ours", "side")
+    commit(a=f"main\n+ x\naws: {AWS_KEY}\n", c=f"{PRIVATE_KEY}\n")
+    commit(a="gone\n", c="gone\n")
+    code, told = scan(tmp_path)
+    assert code == 1
+    assert "a.txt" in told
+    assert "AWS" in told
+    assert "c.txt" in told

@@ -10,10 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from pipeline.user_signin import run
+from tests.service_account import write_service_account
 
 
 class _RefusingHandler(BaseHTTPRequestHandler):
@@ -44,18 +43,7 @@ def token_url() -> Iterator[str]:
 @pytest.fixture
 def useless_credentials(token_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service account that was deleted, and no emulator."""
-    key = rsa.generate_private_key(65537, 2048).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    account = {
-        "type": "service_account",
-        "project_id": "my-project",
-        "client_email": "job@my-project.iam.gserviceaccount.com",
-        "private_key": key.decode(),
-        "token_uri": token_url,
-    }
-    path = tmp_path / "account.json"
-    path.write_text(json.dumps(account))
+    path = write_service_account(tmp_path / "account.json", token_url)
     for name in list(os.environ):
         if "EMULATOR" in name:
             monkeypatch.delenv(name)

@@ -12,7 +12,9 @@ from contextlib import asynccontextmanager
 import pytest
 from google.pubsub_v1 import types
 
+from service.cli.tail import gap_of
 from service.local.faults import Fault
+from service.subscriber import Past
 from tests.readme_tables import README
 from tests.running import clean_environment
 from tests.serving import pubsub_with_topic, until
@@ -158,6 +160,50 @@ async def test_a_named_subscription_is_kept_and_goes_on_where_it_ended(world):
         await tail.note("following")
         await world.publish(signin(9))
         assert "user-9" in await tail.line()
+
+
+async def test_a_named_subscription_begins_in_the_past_with_what_waits_there(world):
+    async with world.tail("--subscription", "mine", "--count", "1") as tail:
+        await tail.note("following")
+        await world.publish(signin(0))
+        assert (await tail.end())[0] == 0
+    await world.publish(signin(1), signin(2))
+    async with world.tail("--subscription", "mine", "--since", "10m", "--count", "2") as tail:
+        code, out = await tail.end()
+    assert code == 0
+    assert [line.split("  ")[1] for line in out.splitlines()] == ["user-1", "user-2"]
+    assert "acknowledged on this subscription before do not come again" in tail.notes
+
+
+@pytest.mark.parametrize("name", [[], ["--subscription", "mine"]])
+async def test_a_beginning_before_a_new_subscription_is_told_and_what_comes_is_printed(world, name):
+    await world.publish(signin(1))
+    async with world.tail("--since", "10m", "--count", "1", *name) as tail:
+        await tail.note("following")
+        assert "The subscription is new, and the topic keeps nothing from before" in tail.notes
+        await world.publish(signin(2))
+        assert "user-2" in await tail.line()
+    async with world.tail("--since", "now", "--count", "1") as tail:
+        await tail.note("following")
+        assert "is new" not in tail.notes
+        assert await tail.end(signal.SIGTERM) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("past", "age_seconds", "words"),
+    [
+        (Past(True, 0.0, False), 600, "keeps nothing from before"),
+        (Past(True, 3600.0, False), 600, ""),
+        (Past(True, 3600.0, False), 7200, "keeps 3600 s from before"),
+        (Past(False, 3600.0, False), 600, ""),
+        (Past(False, 0.0, True), 600, ""),
+        (Past(False, 0.0, False), 600, "do not come again"),
+        (Past(True, 0.0, False), 0.2, ""),
+    ],
+)
+def test_what_is_missing_of_the_past_depends_on_what_topic_and_subscription_retain(past, age_seconds, words):
+    assert words in gap_of(past, age_seconds)
+    assert bool(words) == bool(gap_of(past, age_seconds))
 
 
 async def test_an_outage_is_told_once_and_outlasted(world):

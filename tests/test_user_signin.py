@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apache_beam as beam
@@ -350,8 +351,11 @@ def test_each_sample_becomes_on_its_whole_way_what_the_file_says(local):
         job.until_counted("messages_acknowledged", len(samples))
         assert job.stop(signal.SIGTERM) == 0
     events = [sample.outcome for sample in samples if not sample.error]
-    rows = local.select("SELECT userid, event_id FROM samples.signins")
-    assert Counter(map(tuple, rows)) == Counter((event.userid, event.event_id) for event in events)
+    rows = local.select("SELECT userid, event_id, UNIX_MICROS(date), attributes FROM samples.signins")
+    assert Counter((*row[:2], int(row[2]), frozenset(_pairs(row[3]))) for row in rows) == Counter(
+        (event.userid, event.event_id, _micros(event.date), frozenset(event.attributes.items()))
+        for event in events
+    )
     letters = local.select("SELECT reason, payload, attributes FROM samples.letters")
     found = [(_sample_name(attributes), reason, payload) for reason, payload, attributes in letters]
     expected = [
@@ -364,8 +368,17 @@ def test_each_sample_becomes_on_its_whole_way_what_the_file_says(local):
 
 def _sample_name(attributes):
     """The attribute `sample` of records as a query answers them."""
-    pairs = [[cell["v"] for cell in record["v"]["f"]] for record in attributes]
-    return dict(pairs)["sample"]
+    return dict(_pairs(attributes))["sample"]
+
+
+def _pairs(attributes):
+    """The keys and values of records as a query answers them."""
+    return [tuple(cell["v"] for cell in record["v"]["f"]) for record in attributes]
+
+
+def _micros(text):
+    """Microseconds since 1970 of the UTC text that an event has."""
+    return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 @pytest.mark.soak  # ten seconds of it are the deadline after which Pub/Sub gives messages again

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _log = logging.getLogger(__name__)
-_MOST_DOUBTS = (
-    2_000  # requests that are refused as a whole, until rows are no longer told from their neighbours
-)
+# Requests that are refused as a whole, until rows are no longer told from their neighbours.
+_MOST_DOUBTS = 2_000
 _FIRST_DOUBTS = 32  # the same where the table has taken none
 
 

@@ -29,9 +29,8 @@ OwnMethod = Literal["STORAGE_WRITE", "INSERT_ALL"]
 _CHANGES = 2  # of the columns while one batch is written
 _FRESH_SECONDS = 5.0  # as long columns that were read count as those of now
 _LATE_SECONDS = 600.0  # after which insertAll knows the columns that the table has
-_DOUBT_SECONDS = (
-    600.0  # as long a table that refused all rows of a batch is asked for a proof that it takes others
-)
+# As long a table that refused all rows of a batch is asked for a proof that it takes others.
+_DOUBT_SECONDS = 600.0
 _AGAIN_SECONDS = 30.0  # after which columns that have grown old and could not be read are looked at again
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ resource "google_sql_database_instance" "signin" {
       point_in_time_recovery_enabled = true
     }
 
-    # Each instance of the service holds at most 22 connections (service/db.py), the migration one.
+    # Each instance of the service holds at most 22 connections (service/db/database.py), the migration one.
     database_flags {
       name  = "max_connections"
       value = tostring(var.max_instances * 22 + 20)

@@ -1,7 +1,7 @@
 """The lines of a file, each as the message that it would have been; what cannot be read, as a dead letter.
 
 Files are NDJSON, plain or gzip, local or `gs://`. Whether one is gzip is told by its first bytes: names
-lie, and Cloud Storage unpacks some objects on the way.
+lie, and Beam asks Cloud Storage for what is stored, never to unpack it.
 """
 
 from __future__ import annotations

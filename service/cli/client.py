@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import httpx
 from rich.markup import escape
 
+from service.cli.found_stack import DATABASE, FoundStack, find_stack
 from service.cli.terminal import command, err, fail, load_settings
 from service.config import Settings, is_loopback, masked
-from service.local.running import end_of_last, read_running, running_database
+from service.local.running import end_of_last
 
 DEADLINE_SECONDS = 60.0
 
@@ -22,50 +23,90 @@ DEADLINE_SECONDS = 60.0
 def running_settings() -> Settings:
     """The settings, completed by the addresses of a local stack that runs on the data directory.
 
-    Variables that the user set win, so that pointing at Google Cloud or at another stack stays possible.
+    Variables that the user set win: where they name another deployment, nothing of the stack is used.
     """
     return load_settings(running_overrides())
 
 
-def running_overrides() -> dict[str, str | None]:
-    """The fields that a local stack gives which runs on the data directory; none where there is no such."""
-    settings = load_settings()
-    running = read_running(settings.data_dir)
-    if not running or not settings.uses_google_cloud:
+def running_overrides() -> dict[str, str]:
+    """The fields that a local stack gives which runs on the data directory, and says so; else none."""
+    stack = find_stack()
+    if stack is None:
         return {}
-    return {
-        "project": running.get("SIGNIN_PROJECT"),
-        "pubsub_emulator_host": running.get("PUBSUB_EMULATOR_HOST"),
-        "dataflow_emulator_host": running.get("DATAFLOW_EMULATOR_HOST"),
-        "bigquery_emulator_host": running.get("BIGQUERY_EMULATOR_HOST"),
-        "monitoring_endpoint": running.get("SIGNIN_MONITORING_ENDPOINT"),
-    }
+    stack.tell()
+    return stack.overrides
 
 
 def database_settings() -> Settings:
-    """`running_settings` for commands on the database; says so where the running service has another."""
-    settings = running_settings()
-    ours, theirs = masked(settings.async_database_url), running_database(settings.data_dir)
-    if theirs not in ("", ours):
-        where = f"the service that runs here has its data in {theirs}, and this command works on {ours}"
-        err.print(f"[yellow]{escape(where)}: is SIGNIN_DATABASE_URL the same?[/]", soft_wrap=True)
+    """The settings for commands on the database alone; says so where the running service has another."""
+    settings = load_settings()
+    stack = find_stack()
+    if stack and stack.database and not stack.has(settings):
+        err.print(
+            f"[yellow]{escape(_two_databases(stack, settings))}: is {DATABASE} the same?[/]", soft_wrap=True
+        )
     return settings
+
+
+def moving_settings() -> Settings:
+    """`running_settings` for commands that bring events from the database into the topic, or soon will.
+
+    Ends the command where the database and the topic would be those of two deployments: events that were
+    published into the wrong one are in no outbox any more.
+    """
+    settings = running_settings()
+    stack = find_stack()
+    if stack is None:
+        return settings
+    if not stack.against:
+        if stack.database and not stack.has(settings):
+            fail(f"{_two_databases(stack, settings)}: set {DATABASE} to the same", exit_code=2)
+    elif stack.has(settings):
+        fail(
+            f"the database is that of the service that runs here, and {stack.why_not()}: set {DATABASE} too",
+            exit_code=2,
+        )
+    elif stack.against == (DATABASE,) and not settings.pubsub_emulator_host:
+        fail(
+            f"{DATABASE} is not the database of what runs here: say by SIGNIN_PROJECT or "
+            "PUBSUB_EMULATOR_HOST where its events belong",
+            exit_code=2,
+        )
+    return settings
+
+
+def _two_databases(stack: FoundStack, settings: Settings) -> str:
+    ours = masked(settings.async_database_url)
+    return f"the service that runs here has its data in {stack.database}, and this command works on {ours}"
 
 
 def service_url(url: str | None) -> str:
     """The service's base URL: as given, by SIGNIN_URL, of the running `signin up`, or the default port.
 
-    Ends the command where a stack of this directory was killed: another service may have its port by now.
+    Ends the command where that would be the service of a stack although the settings name another deployment.
+    So it does where a stack of this directory was killed: another service may have its port by now.
     """
     if chosen := url or os.environ.get("SIGNIN_URL"):
         return (chosen if "://" in chosen else f"http://{chosen}").rstrip("/")
     settings = load_settings()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     default = f"http://{host}:{settings.port}"
-    running = read_running(settings.data_dir)
-    if running is None:
+    stack = find_stack()
+    if stack is None:
         look_for_end(settings.data_dir.absolute(), default)
-    return (running or {}).get("SIGNIN_URL") or default
+        return default
+    if "SIGNIN_URL" not in stack.environment:
+        return default
+    local = stack.environment["SIGNIN_URL"]
+    if not set(stack.against) - {DATABASE}:  # the service has a database of its own choice
+        return local
+    if default == local:
+        fail(
+            f"{local} is the service of the local stack, and {stack.why_not()}: say --url or SIGNIN_URL",
+            exit_code=2,
+        )
+    stack.tell()
+    return default
 
 
 @cache  # told once, however often a command wants the address

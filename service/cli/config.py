@@ -38,7 +38,7 @@ def show(as_json: Json = False) -> None:
         {
             "variable": variable_name(name),
             "value": shown(settings, name),
-            "origin": _STACK if overrides.get(name) else read.origin(name),
+            "origin": _STACK if name in overrides and read.origin(name) == "default" else read.origin(name),
         }
         for name in Settings.model_fields
     ]

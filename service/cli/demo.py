@@ -184,15 +184,16 @@ class Demo:
     ) -> None:
         out.print(row_table(await asyncio.to_thread(tables.newest, 10)))
         out.print(dead_letter_table(await asyncio.to_thread(tables.dead_letters, 10)))
-        job = checked(await client.get(f"/jobs/{job_id}"))
-        show_job(job)
-        if not self._keep:
+        if self._keep:
+            show_job(checked(await client.get(f"/jobs/{job_id}")))
+        else:
             platform.print_addresses()
 
     async def _drain(self, client: httpx.AsyncClient, job_id: str) -> None:
         checked(await client.post(f"/jobs/{job_id}/drain"))
         with err.status("the job drains"):
             job = await self._await_job_state(client, job_id, "DRAINED")
+        show_job(job)  # not before: its counters are of the last look, and only those of an end are the last
         self._say(f"job {job['name']} is {styled_state(job['state'])}")
 
     def _say(self, text: str) -> None:

@@ -79,7 +79,7 @@ def _set(server: Server, settings: Settings, wanted: list[HttpFault]) -> None:
     }
     address = addresses[server]
     if not address:
-        fail("no local stack is running here; start one with `signin up` or `signin local`")
+        fail("no local stack is used here; start one with `signin up` or `signin local`")
     try:
         if server == "bigquery":
             set_http_faults(address, wanted)

@@ -38,6 +38,9 @@ def launch(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     pipeline: Annotated[str, typer.Option(help="Which pipeline")] = "user-signin",
     parameter: Parameters = None,
     environment: Environment = None,
+    shared_subscription: Annotated[
+        bool, typer.Option("--shared-subscription", help="Even where another job reads the subscription")
+    ] = False,
     restart: Annotated[int, typer.Option(min=0, max=100, help="Restarts after a failure, at most")] = 0,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check, launch nothing")] = False,
     key: Key = None,
@@ -48,6 +51,7 @@ def launch(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     body: dict[str, Any] = {"pipeline": pipeline, "parameters": named(parameter, "--parameter")}
     body |= {"name": name} if name else {}
     body |= {"environment": typed(environment)} if environment else {}
+    body |= {"shared_subscription": True} if shared_subscription else {}
     body |= {"restart_policy": "on-failure", "restart_limit": restart} if restart else {}
     base_url = service_url(url)
     query = {"validate_only": validate_only}
@@ -56,9 +60,11 @@ def launch(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         print_json(job)
         return
     if wait:
-        err.print(f"job {job['id']} is launched", highlight=False)
+        err.print(f"the launch of job {job['id']} is committed", highlight=False)
         job = await_state(base_url, job["id"], "RUNNING", wait)
     show_job(job, as_json=as_json)
+    if job["state"] == "REJECTED":
+        raise typer.Exit(1)  # the service has answered; what was asked for has failed all the same
 
 
 @app.command("list")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import msgspec
 import typer
 
-from service.cli.client import database_settings
+from service.cli.client import database_settings, moving_settings
 from service.cli.keys import operator
 from service.cli.terminal import abandon_output, err, fail, out, sentence_of, table_of, told_as_sentences
 from service.config import Settings
@@ -74,7 +74,7 @@ async def show_status(settings: Settings) -> None:
 def flush() -> None:
     """Publish what waits now. Events that a running service holds at the moment are left to it."""
     with files_told_as_sentences():
-        settings = database_settings()
+        settings = moving_settings()
         with audited(settings, "flush") as about:
             count = about["events"] = asyncio.run(flush_outbox(settings))
         out.print(f"{count:,} events were published.")
@@ -90,6 +90,8 @@ async def flush_outbox(settings: Settings) -> int:
     pause = settings.breaker_open_seconds
     breaker = Breaker(failures=settings.breaker_failures, open_seconds=pause, probe_seconds=pause)
     try:
+        if not settings.pubsub_emulator_host:
+            await clients.credentials()  # a topic without any is told as one that is away
         async with opened(settings) as outbox:
             return await Relay(Topic(clients, settings), outbox, breaker, settings).flush()
     except TopicError as error:
@@ -134,7 +136,7 @@ def import_events(
 ) -> None:
     """Put the events of an export into the outbox, under their own ids; the service publishes them."""
     with files_told_as_sentences():
-        settings = database_settings()
+        settings = moving_settings()
         with (
             file.open("rb") if file != STANDARD_STREAM else standard_input() as source,
             audited(settings, "import") as about,
@@ -183,7 +185,7 @@ def release(
 ) -> None:
     """Let parked events be published again, once the cause for which they were parked is mended."""
     with files_told_as_sentences():
-        settings = database_settings()
+        settings = moving_settings()
         with audited(settings, "release") as about:
             if event_id:
                 about["event_id"] = event_id

@@ -90,7 +90,7 @@ def rows(
     settings = running_settings()
     if not settings.bigquery_emulator_host and settings.project == LOCAL_PROJECT:
         fail(
-            f"no local stack runs on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
+            f"no local stack is used on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
             "or set SIGNIN_PROJECT to read from Google Cloud"
         )
     try:

@@ -21,7 +21,7 @@ from service.cli.rows import preview
 from service.cli.terminal import abandon_output, clear_errors, command, err, fail
 from service.clients import Clients
 from service.config import LOCAL_PROJECT, Settings
-from service.subscriber import MOST_MESSAGES, Subscription, SubscriptionError
+from service.subscriber import MOST_MESSAGES, Past, Subscription, SubscriptionError
 from transforms import timestamps
 from transforms.replay import event_id_of
 from transforms.signin_event import EventError, decode
@@ -29,6 +29,7 @@ from transforms.signin_event import EventError, decode
 REMOVE_SECONDS = 5.0
 _NAME = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
 _PATH = re.compile(r"projects/[^/]+/subscriptions/[^/]+")
+RECENT_SECONDS = 1.0  # who begins now has waited for the subscription meanwhile
 _encode = msgspec.json.Encoder().encode
 _Show = Callable[[Any], str]
 
@@ -49,8 +50,8 @@ def tail(
         settings = running_settings()
         if not settings.pubsub_emulator_host and settings.project == LOCAL_PROJECT:
             fail(
-                f"no local stack runs on {settings.data_dir.absolute()}; start one with `{command('up')}`, "
-                "or set SIGNIN_PROJECT to follow a topic of Google Cloud"
+                f"no local stack is used on {settings.data_dir.absolute()}; "
+                f"start one with `{command('up')}`, or set SIGNIN_PROJECT to follow a topic of Google Cloud"
             )
         begin = None if since is None else datetime.now(UTC) if since == "now" else moment(since)
         show = json_line if as_json else text_line
@@ -101,6 +102,18 @@ async def remove(subscription: Subscription) -> str:
     return ""
 
 
+def gap_of(past: Past, age_seconds: float) -> str:
+    """What may be missing of a beginning that lies so far back, in a sentence; empty where nothing is."""
+    if age_seconds < max(past.topic_seconds, RECENT_SECONDS):
+        return ""
+    if past.is_new:
+        kept = f"keeps {past.topic_seconds:g} s" if past.topic_seconds else "keeps nothing"
+        return f"The subscription is new, and the topic {kept} from before: older events do not come."
+    if past.keeps_acknowledged:
+        return ""
+    return "Events that were acknowledged on this subscription before do not come again."
+
+
 def path_of(name: str | None, project: str) -> str:
     """The full name of the subscription; ends the command where it cannot be one."""
     if name is None:
@@ -137,9 +150,11 @@ async def print_from(
 ) -> None:
     """Makes the subscription, moves it to `begin`, and prints. Raises SubscriptionError."""
     outages = Outages()
-    await subscription.ensure(topic, temporary=temporary, is_away=outages.tell)
+    past = await subscription.ensure(topic, temporary=temporary, is_away=outages.tell)
     if begin:
         await subscription.seek(begin, outages.tell)
+        if gap := gap_of(past, (datetime.now(UTC) - begin).total_seconds()):
+            err.print(f"[yellow]{gap}[/]", highlight=False, soft_wrap=True)
     outages.end()
     err.print(f"following {topic} on {subscription.path}", highlight=False, soft_wrap=True)
     await print_messages(subscription, count, show, outages)

@@ -18,6 +18,11 @@ class DataflowError(Exception):
         self.detail = detail[:DETAIL_CHARACTERS]
         self.status = status
 
+    @property
+    def cause(self) -> str:
+        """The status and what was said with it: either alone may say little."""
+        return f"{self.status}: {self.detail}" if self.status and self.detail else self.status or self.detail
+
 
 class RefusedError(DataflowError):
     """Dataflow said no: nothing happened, and asking again is in vain.

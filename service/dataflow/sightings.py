@@ -21,7 +21,8 @@ class SeenJob:
     """A job as Dataflow shows it; `state` has no prefix.
 
     What follows `created_at` is there in the full view only, not in a list: labels, the bounds of
-    the workers that were set while it ran (None: never set), and the jobs before and after it.
+    the workers that were set while it ran (None: never set), the jobs before and after it, and the
+    subscriptions that it reads, as `projects/P/subscriptions/S`.
     """
 
     id: str
@@ -34,6 +35,7 @@ class SeenJob:
     replaces: str = ""
     replaced_by: str = ""
     streaming: bool = True
+    subscriptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def seen_job(job: Any) -> SeenJob:
     raw = df.Job.pb(job)
     states = {state.value: state.name.removeprefix(STATE_PREFIX) for state in df.JobState}
     bounds = raw.runtime_updatable_params
+    of_project = f"projects/{raw.project_id}/subscriptions/"
     return SeenJob(
         id=raw.id,
         name=raw.name,
@@ -112,6 +115,11 @@ def seen_job(job: Any) -> SeenJob:
         replaces=raw.replace_job_id,
         replaced_by=raw.replaced_by_job_id,
         streaming=raw.type_ != df.JobType.JOB_TYPE_BATCH,
+        subscriptions=tuple(
+            source.subscription if "/" in source.subscription else f"{of_project}{source.subscription}"
+            for source in raw.job_metadata.pubsub_details
+            if source.subscription
+        ),
     )
 
 

@@ -63,6 +63,8 @@ class Adoption:
             pipeline=ADOPTED_PIPELINE,
             project=project,
             region=region,
+            # Not as its only reader: another one may be there already. The next launch is told of it.
+            subscription=next(iter(seen.subscriptions), None),
             template_path="",
             state=LAUNCHING,
             launch_token=settling.new_token(),

@@ -40,7 +40,7 @@ class Launching:
         try:
             refusal = await self._disproof(job_id, number, version)
         except DataflowError as error:  # whether there is a job to replace is not known: later
-            await means.note_cause(job_id, "launch_unanswered", error.detail)
+            await means.note_cause(job_id, "launch_unanswered", error.cause)
             return None
         if refusal:
             await self._end(job_id, number, REJECTED, refusal.detail, version)
@@ -151,11 +151,12 @@ class Launching:
                 transform_name_mappings=attempt.transform_name_mappings,
             )
         except RefusedError as error:
-            await self._end(job.id, number, REJECTED, error.detail)
+            await self._end(job.id, number, REJECTED, error.cause)
             return error
         except DataflowError as error:
-            log.warning("launch of job %s is without an answer: %s", job.id, error.status or error.detail)
-            await means.note_cause(job.id, "launch_unanswered", error.detail)
+            until = (attempt.launch_started_at or means.clock()) + means.grace
+            cause = f"{error.cause} (the job may still appear until {until:%H:%M:%S} UTC)"
+            await means.note_cause(job.id, "launch_unanswered", cause)
         else:
             await self.take_in(job.id, number, seen, "launched")
         return None

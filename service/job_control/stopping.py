@@ -138,10 +138,10 @@ class Stopping:
                 log.info("job %s: %s is not taken: %s", job.id, wanted, error.status or error.detail)
                 seen = await means.dataflow.get(job.project, job.region, own_id)
                 if observe(attempt.state, job.requested_state, seen.state).send:
-                    await means.note_cause(job.id, "stop_unanswered", error.detail)
+                    await means.note_cause(job.id, "stop_unanswered", error.cause)
                     return None
         except DataflowError as error:
-            await means.note_cause(job.id, "stop_unanswered", error.detail)
+            await means.note_cause(job.id, "stop_unanswered", error.cause)
             return None
         if seen.state == "UPDATED":
             return None  # the next look finds out what took its place

@@ -112,7 +112,7 @@ class Updating:
             refusal = error
         except DataflowError as error:
             log.info("job %s: bounds of workers are not taken: %s", job.id, error.status or error.detail)
-            await means.note_cause(job.id, "scale_unanswered", error.detail)
+            await means.note_cause(job.id, "scale_unanswered", error.cause)
             return None
         await self._note_bounds(lineage, refusal)
         return refusal

@@ -208,7 +208,7 @@ def refused(refusal: RefusedError | None, job_id: str, request: Request) -> Resp
     problem: ProblemError = DataflowRefusedError(refusal.detail, members={"job_id": job_id})
     if refusal.violations:
         problem = invalid_parameters(refusal, job_id)
-    return problems.rendered(problem, request.url.path)
+    return problems.answer_to(request.scope, problem)
 
 
 def require_bounds(asked: Scaling, most: int) -> None:

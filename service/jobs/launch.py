@@ -120,7 +120,7 @@ async def launched(job: Job, desk: Desk, request: Request) -> Response:
     refusal = await desk.control.launch(job)
     desk.reconciler.wake()
     if refusal and refusal.status == "INVALID_ARGUMENT":
-        return problems.rendered(invalid_parameters(refusal, job.id), request.url.path)
+        return problems.answer_to(request.scope, invalid_parameters(refusal, job.id))
     return await answered(desk, job.id, 202)
 
 

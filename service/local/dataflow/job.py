@@ -218,6 +218,8 @@ def new_job(number: int, project: str, region: str, launch: Any) -> LocalJob:
     for time in (proto.create_time, proto.start_time, proto.current_state_time):
         time.GetCurrentTime()
     proto.job_metadata.sdk_version.version_display_name = "Apache Beam Python SDK"
+    if subscription := launch.parameters.get("input_subscription"):
+        proto.job_metadata.pubsub_details.add(subscription=subscription)
     _fill_environment(proto, launch.environment)
     job = LocalJob(number, proto, ProtoLaunch.FromString(launch.SerializeToString()))
     job.tell(f"Job {job.id} was queued.")
