@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
 from datetime import timedelta
+
+import pytest
 
 from service import clients as google_clients
 from service.app import create_app
@@ -207,6 +210,57 @@ async def test_a_topic_that_takes_no_events_is_a_cause_though_it_can_be_looked_a
         ready = (await client.get("/readyz")).json()
         assert ready["status"] == "degraded"
         assert ready["dependencies"]["pubsub"]["cause"].startswith("Publish fails with UNAVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        ("PERMISSION_DENIED", "this service may not publish to the topic"),
+        ("NOT_FOUND", "there is no such topic"),
+        ("UNAUTHENTICATED", "the credentials of this service are not accepted"),
+    ],
+)
+async def test_a_topic_that_is_closed_degrades_the_service_and_takes_it_out_when_the_outbox_is_full(
+    tmp_path, monkeypatch, database_url, code, meaning
+):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    limits = {"outbox_max_rows": 4, "breaker_failures": 1, "database_url": database_url}
+    async with pubsub_with_topic(tmp_path, **limits) as (server, settings, _), serving(settings) as client:
+        server.faults.set([Fault(method="Publish", code=code)])
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert (answer.status_code, answer.json()["status"]) == (202, "spooled")
+        ready = await client.get("/readyz")
+        told = ready.json()
+        assert (ready.status_code, told["status"]) == (200, "degraded"), told
+        assert told["dependencies"]["pubsub"]["cause"] == (
+            f"Publish fails with {code} ({meaning}): sign-ins go to the outbox"
+        )
+        assert told["outbox"]["parked"] == 0
+        while (answer := await client.post("/events/signin", content=ARTICLE, headers=JSON)).is_success:
+            pass
+        assert_problem(answer, 503, "outbox_full")
+        problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+        assert meaning in problem["detail"]
+        assert "the outbox is full" in problem["detail"]
+
+
+async def test_the_log_says_once_what_is_wrong_with_the_topic_and_once_that_it_is_over(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="service")
+    async with pubsub_with_topic(tmp_path, breaker_open_seconds=0.05) as (server, settings, _):
+        await asyncio.to_thread(migrate, settings)
+        app = create_app(settings)
+        async with running(app) as client:
+            server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+            for _ in range(10):
+                answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+                assert answer.json()["status"] == "spooled"
+            assert app.state.breaker.cause == "PERMISSION_DENIED"
+            server.faults.set([])
+            await until(lambda: app.state.breaker.is_closed)
+    told = [each for each in caplog.records if each.getMessage().startswith("Pub/Sub takes")]
+    assert [each.levelname for each in told] == ["ERROR", "INFO"]
+    assert all(settings.topic_path in each.getMessage() for each in told)
+    assert "may not publish to the topic (PERMISSION_DENIED)" in told[0].getMessage()
 
 
 async def test_the_start_is_over_when_the_libraries_are_loaded(tmp_path):

@@ -19,6 +19,7 @@ from service.errors import ConfigError, ProblemError
 from service.models import utc_now
 from service.outbox import Outbox
 from service.reconciler import LONGEST_PAUSE_SECONDS, Reconciler
+from service.topic import meaning
 
 CHECK_DEADLINE_SECONDS = 3.0
 CACHE_SECONDS = 1.0
@@ -162,7 +163,9 @@ class Readiness:
 
     async def _check_pubsub(self) -> None:
         if self._breaker.state != "closed":  # the topic may be looked at, and not be published to
-            raise ConfigError(f"Publish fails with {self._breaker.cause}: sign-ins go to the outbox")
+            cause = self._breaker.cause
+            because = f" ({meaning(cause)})" if meaning(cause) else ""
+            raise ConfigError(f"Publish fails with {cause}{because}: sign-ins go to the outbox")
         import grpc.aio  # after the start: it costs 0.1 s
 
         pubsub = await self._clients.pubsub()
