@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Table, bindparam, case, delete, func, select, text, update
+from sqlalchemy import insert as insert_into
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
@@ -39,8 +40,9 @@ _CLAIM_SQLITE, _CLAIM_POSTGRESQL = (
     text(_CLAIM.format(locking=locking)).bindparams(*_TIMES).columns(created_at=UtcDateTime)
     for locking in ("", " FOR UPDATE SKIP LOCKED")
 )
-# The least possible write: it fails where the database is read-only, and changes nothing.
-_TOUCH = text("UPDATE outbox SET attempts = attempts WHERE id = -1")
+# What the least commit of an event writes, and more than a page, for which SQLite needs a free one.
+_PROBE_ID = -1
+_PROBE_BYTES = 8192
 
 
 class NewRow(msgspec.Struct, array_like=False, gc=False):
@@ -216,6 +218,11 @@ async def page(connection: AsyncConnection, after_id: int, count: int) -> list[d
     return [dict(row) for row in found.mappings()]
 
 
-async def require_writable(connection: AsyncConnection) -> None:
-    """Raises what the database raises when it does not let the table be written."""
-    await connection.execute(_TOUCH)
+async def require_writable(connection: AsyncConnection, at: datetime) -> None:
+    """Writes an event and takes it back; raises what the database raises when it keeps none.
+
+    The commit of the transaction belongs to it: only then does SQLite write its pages to the disk.
+    """
+    row = {"id": _PROBE_ID, "event_id": "", "data": bytes(_PROBE_BYTES), "attributes": "{}", "bytes": 0}
+    await connection.execute(insert_into(_table).values(**row, created_at=at))
+    await connection.execute(delete(_table).where(_table.c.id == _PROBE_ID))

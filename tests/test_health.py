@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 
 import pytest
+import sqlalchemy.event
 
 from service import clients as google_clients
 from service.app import create_app
@@ -242,6 +243,33 @@ async def test_a_topic_that_is_closed_degrades_the_service_and_takes_it_out_when
         problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
         assert meaning in problem["detail"]
         assert "the outbox is full" in problem["detail"]
+
+
+async def test_a_disk_that_is_full_while_pubsub_is_away_takes_the_service_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with pubsub_with_topic(tmp_path, breaker_failures=1) as (server, settings, _):
+        await asyncio.to_thread(migrate, settings)
+        app = create_app(settings)
+        async with running(app) as client:
+            server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
+            await client.post("/events/signin", content=ARTICLE, headers=JSON)
+            assert (await client.get("/readyz")).status_code == 200
+            most_pages = 1  # SQLite takes it for as many as there are
+
+            @sqlalchemy.event.listens_for(app.state.database._engine.sync_engine, "checkout")
+            def checked_out(connection, _record, _proxy):
+                connection.cursor().execute(f"PRAGMA max_page_count = {most_pages}")
+
+            while (answer := await client.post("/events/signin", content=ARTICLE, headers=JSON)).is_success:
+                pass
+            assert "The disk of the metadata database is full." in answer.json()["detail"]
+            problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+            app.state.outbox._broken_until = 0.0  # as after the pause in which nobody asks
+            problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+            told = problem["dependencies"]["outbox"]
+            assert (told["ok"], told["cause"]) == (False, "The disk of the metadata database is full.")
+            most_pages = 1_000_000
+            assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_the_log_says_once_what_is_wrong_with_the_topic_and_once_that_it_is_over(tmp_path, caplog):
