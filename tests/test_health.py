@@ -99,6 +99,26 @@ async def test_without_dataflow_the_service_is_degraded_but_takes_sign_ins(tmp_p
         assert response.json()["dependencies"]["dataflow"]["cause"] == "UNAVAILABLE"
 
 
+async def test_a_region_that_dataflow_cannot_list_is_told(tmp_path, database_url, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with (
+        DataflowServer(tmp_path / "dataflow") as dataflow,
+        pubsub_with_topic(tmp_path, dataflow_emulator_host=dataflow.address, database_url=database_url) as (
+            _,
+            settings,
+            _reader,
+        ),
+        serving(settings) as client,
+    ):
+        dataflow.faults.set([Fault(method="ListJobs", hide="location")])
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        told = ready.json()["dependencies"]["dataflow"]
+        assert (told["ok"], told["cause"]) == (False, "Dataflow cannot list the jobs of us-central1")
+        dataflow.faults.set([])
+        assert (await client.get("/readyz")).json()["status"] == "ready"
+
+
 async def test_a_publisher_that_may_not_look_at_its_topic_is_ready(tmp_path, database_url):
     async with (
         pubsub_with_topic(tmp_path, database_url=database_url) as (server, settings, _reader),

@@ -183,7 +183,9 @@ class Readiness:
     async def _check_dataflow(self) -> None:
         jobs = await self._clients.dataflow_jobs()
         request = {"project_id": self._settings.project, "location": self._settings.region, "page_size": 1}
-        await jobs.list_jobs(request=request, timeout=CHECK_DEADLINE_SECONDS, retry=None)
+        page = await jobs.list_jobs(request=request, timeout=CHECK_DEADLINE_SECONDS, retry=None)
+        if page.failed_location:  # the reconciler takes no such list either
+            raise ConfigError(f"Dataflow cannot list the jobs of {self._settings.region}")
 
     async def _check_reconciler(self) -> None:
         self.lease = None
