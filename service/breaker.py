@@ -53,6 +53,10 @@ class Breaker:
     def is_closed(self) -> bool:
         return self.state == "closed"
 
+    def seconds_since_good(self) -> float:
+        """How long ago the newest call began that succeeded; infinite where none has."""
+        return self._clock() - self._good_since
+
     def probe(self) -> bool:
         """Whether the caller may make the one call that tries; it must tell how that call ended."""
         if self.state == "closed" or self._clock() < self._retry_at:

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy.event
@@ -364,6 +364,26 @@ async def test_it_is_told_since_when_a_dependency_is_as_it_is(tmp_path, monkeypa
         assert fourth["last_ok_at"] == second["checked_at"]
         server.faults.set([])
         assert (await told())["since"] > fourth["checked_at"]
+
+
+async def test_pubsub_was_last_well_when_it_last_took_an_event_though_nobody_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with pubsub_with_topic(tmp_path) as (server, settings, _), serving(settings) as client:
+
+        async def told():
+            found = (await client.get("/readyz")).json()["dependencies"]["pubsub"]
+            return found["ok"], datetime.fromisoformat(found["last_ok_at"] or "0001-01-01T00:00Z")
+
+        server.faults.set([Fault(method="GetTopic", code="UNAVAILABLE")])
+        is_ok, last_ok_at = await told()
+        assert (is_ok, last_ok_at.year) == (False, 1)
+        before = utc_now()
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert answer.json()["status"] == "published"
+        after = utc_now()
+        is_ok, last_ok_at = await told()
+        assert not is_ok
+        assert before <= last_ok_at <= after
 
 
 async def test_who_looks_at_the_jobs_and_when_it_did_is_told_by_every_replica(tmp_path, database_url):
