@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,8 +41,7 @@ _CLAIM_SQLITE, _CLAIM_POSTGRESQL = (
     text(_CLAIM.format(locking=locking)).bindparams(*_TIMES).columns(created_at=UtcDateTime)
     for locking in ("", " FOR UPDATE SKIP LOCKED")
 )
-# What the least commit of an event writes, and more than a page, for which SQLite needs a free one.
-_PROBE_ID = -1
+# More than a page, so that SQLite needs a free one.
 _PROBE_BYTES = 8192
 
 
@@ -223,6 +223,8 @@ async def require_writable(connection: AsyncConnection, at: datetime) -> None:
 
     The commit of the transaction belongs to it: only then does SQLite write its pages to the disk.
     """
-    row = {"id": _PROBE_ID, "event_id": "", "data": bytes(_PROBE_BYTES), "attributes": "{}", "bytes": 0}
+    # An id of its own: PostgreSQL would let the second of two wait for the end of the first.
+    probe_id = -1 - secrets.randbelow(2**62)
+    row = {"id": probe_id, "event_id": "", "data": bytes(_PROBE_BYTES), "attributes": "{}", "bytes": 0}
     await connection.execute(insert_into(_table).values(**row, created_at=at))
-    await connection.execute(delete(_table).where(_table.c.id == _PROBE_ID))
+    await connection.execute(delete(_table).where(_table.c.id == probe_id))

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy.event
 
+from service import outbox_store
 from service.config import Settings
 from service.db import Database
 from service.errors import DatabaseUnavailableError, OutboxFullError
@@ -262,6 +263,15 @@ async def test_after_a_commit_that_failed_its_cause_is_told_until_one_succeeds(d
     await outbox.require_writable()
     await outbox.spool([message(1)])
     assert len(await outbox_events(outbox)) == 1
+
+
+@pytest.mark.parametrize("create_database", ["postgresql"], indirect=True)  # SQLite has one writer anyway
+async def test_a_look_that_hangs_in_one_replica_keeps_no_other_waiting(database, database_url):
+    outbox = Outbox(database, settings_with(database_url, outbox_deadline_seconds=1.0))
+    async with database.writing() as connection:
+        await outbox_store.require_writable(connection, datetime(2026, 1, 1, tzinfo=UTC))
+        await outbox.require_writable()
+    assert await outbox_events(outbox) == []
 
 
 async def test_a_look_whether_events_can_be_kept_is_no_event_for_the_relay(outbox):
