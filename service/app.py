@@ -109,7 +109,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.guard.database = database
         metrics: Metrics = app.state.metrics
         topic, outbox = Topic(clients, settings, metrics, traces), Outbox(database, settings, metrics=metrics)
-        breaker = _breaker(settings, metrics)
+        breaker = _breaker(settings, metrics, topic, outbox)
         publisher = _publisher(topic, outbox, breaker, settings, traces)
         publishing = (
             settings.publish_patience_seconds + settings.outbox_deadline_seconds + _PUBLISHER_GRACE_SECONDS
@@ -163,12 +163,17 @@ def _publisher(
     return Publisher(topic, outbox, breaker, settings)
 
 
-def _breaker(settings: Settings, metrics: Metrics) -> Breaker:
+def _breaker(settings: Settings, metrics: Metrics, topic: Topic, outbox: Outbox) -> Breaker:
+    def opened() -> None:
+        metrics.breaker_opened.add()
+        topic.log_outage(breaker.cause)
+
     breaker = Breaker(
         failures=settings.breaker_failures,
         open_seconds=settings.breaker_open_seconds,
         probe_seconds=settings.breaker_open_seconds,
-        on_opened=metrics.breaker_opened.add,
+        on_opened=opened,
+        on_closed=lambda: topic.log_return(outbox.rows),
     )
     metrics.breaker_is(lambda: breaker.state)
     return breaker

@@ -18,6 +18,7 @@ class Breaker:
     failure opens it again. A probe of which nothing is heard for `probe_seconds` makes way for the next.
     A failure of a call that began (by `now`) before one that succeeded is old news, and changes nothing.
     Where an older probe fails first, the success of the newest one takes its effect back.
+    `on_opened` finds why in `cause`.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class Breaker:
         probe_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         on_opened: Callable[[], None] = lambda: None,
+        on_closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._limit = failures
         self._open_seconds = open_seconds
         self._probe_seconds = probe_seconds
         self._clock = clock
         self._on_opened = on_opened
+        self._on_closed = on_closed
         self._failures = 0
         self._retry_at = 0.0
         self._good_since = -math.inf
@@ -49,6 +52,10 @@ class Breaker:
     @property
     def is_closed(self) -> bool:
         return self.state == "closed"
+
+    def seconds_since_good(self) -> float:
+        """How long ago the newest call began that succeeded; infinite where none has."""
+        return self._clock() - self._good_since
 
     def probe(self) -> bool:
         """Whether the caller may make the one call that tries; it must tell how that call ended."""
@@ -76,6 +83,8 @@ class Breaker:
         self.state = "closed"
         self._failures = 0
         self.cause = ""
+        if closed:
+            self._on_closed()
         return closed
 
     def failed(self, cause: str, began: float, *, hung: bool = False) -> bool:

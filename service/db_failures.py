@@ -20,6 +20,16 @@ _SQLITE_CODES = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 FILE_GONE = (
     "The file of the metadata database cannot be opened: if there never was one, run `signin migrate`."
 )
+_FULL = "The disk of the metadata database is full."
+_READ_ONLY = "The metadata database cannot be written."
+# By SQLite's code or PostgreSQL's SQLSTATE; of the others it is told that there was no answer.
+_DETAILS: dict[object, str] = {
+    sqlite3.SQLITE_CANTOPEN: FILE_GONE,
+    sqlite3.SQLITE_FULL: _FULL,
+    "53100": _FULL,
+    sqlite3.SQLITE_READONLY: _READ_ONLY,
+    "25006": _READ_ONLY,
+}
 _UNAVAILABLE = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
@@ -39,18 +49,25 @@ def told_as_unavailable() -> Iterator[None]:
         log.warning("the database cannot be used: %s", _named(error))
         log.debug("the database's own error", exc_info=error)
         detail = "The metadata database did not answer."
+        cause = getattr(error, "orig", None)
         if _lacks_tables(error):
             detail = "The metadata database has not the tables of this version: run `signin migrate`."
-        elif getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
-            detail = FILE_GONE
+        else:
+            detail = _DETAILS.get(_sqlite_code(cause) or getattr(cause, "sqlstate", None), detail)
         raise DatabaseUnavailableError(detail, retry_after_seconds=5) from error
 
 
 def was_never_made(error: DatabaseUnavailableError) -> bool:
     """Whether the database could not be used because it has no file, or not the tables of this version."""
     cause = error.__cause__
-    code = getattr(getattr(cause, "orig", None), "sqlite_errorcode", 0) & 0xFF
+    code = _sqlite_code(getattr(cause, "orig", None))
     return isinstance(cause, Exception) and (code == sqlite3.SQLITE_CANTOPEN or _lacks_tables(cause))
+
+
+def _sqlite_code(cause: object) -> int:
+    """The primary error code of SQLite, 0 where the error is none of its own."""
+    code: int = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    return code
 
 
 def _named(error: Exception) -> str:
@@ -65,7 +82,7 @@ def _named(error: Exception) -> str:
 def _is_known(cause: BaseException | None) -> bool:
     """Whether an error that is none of operation by its class means that the database cannot be used."""
     if isinstance(cause, sqlite3.DatabaseError):
-        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CODES
+        return _sqlite_code(cause) in _SQLITE_CODES
     return getattr(cause, "sqlstate", "") in _SQLSTATES
 
 

@@ -56,6 +56,7 @@ class Outbox:
         settings: Settings,
         clock: Callable[[], datetime] = utc_now,
         metrics: Metrics | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         seconds = (metrics or Metrics()).outbox_commit_seconds
         self._committed, self._failed = seconds.cell("committed"), seconds.cell("failed")
@@ -64,6 +65,7 @@ class Outbox:
         self.max_bytes = settings.outbox_max_bytes
         self._deadline = settings.outbox_deadline_seconds
         self._clock = clock
+        self._monotonic = monotonic
         self._group_commit = GroupCommit(self._commit)
         # SQLite has one writer: whoever finds it taken sleeps in steps of up to 0.1 s.
         self._turn = asyncio.Lock() if database.is_sqlite else nullcontext()
@@ -71,6 +73,7 @@ class Outbox:
         self._stuck: set[asyncio.Task[Any]] = set()
         self._claims = 0
         self._broken_until = 0.0
+        self._broken = _NO_ANSWER
         self._count_at = 0.0
         self._counted: OutboxStatus | None = None
         self.rows = 0
@@ -92,8 +95,7 @@ class Outbox:
         rows = [_row(data, attributes) for data, attributes in messages]
         size = sum(row.b for row in rows)
         self._require_room(len(rows), size)
-        if self._stuck or time.monotonic() < self._broken_until:
-            raise DatabaseUnavailableError(_NO_ANSWER, retry_after_seconds=1)
+        self._require_breath()
         await self._group_commit.add(rows, size)
 
     async def spool_from(
@@ -144,15 +146,24 @@ class Outbox:
             await self._in_time(self._insert(rows))
         except Exception as error:
             self._failed.observe(time.monotonic() - started)
-            self._broken_until = time.monotonic() + BREATH_SECONDS
+            self._broken_until = self._monotonic() + BREATH_SECONDS
+            self._broken = "The metadata database failed."
             if isinstance(error, DatabaseUnavailableError):
+                self._broken = error.detail
                 raise
             log.exception("events could not be written to the outbox")
-            raise DatabaseUnavailableError("The metadata database failed.", retry_after_seconds=5) from error
+            raise DatabaseUnavailableError(self._broken, retry_after_seconds=5) from error
         self._committed.observe(time.monotonic() - started)
         self.rows += len(rows)
         self.bytes += size
         self.arrived.set()
+
+    def _require_breath(self) -> None:
+        """Raises DatabaseUnavailableError, with its cause, so shortly after a commit that failed."""
+        if self._stuck:
+            raise DatabaseUnavailableError(_NO_ANSWER, retry_after_seconds=1)
+        if self._monotonic() < self._broken_until:
+            raise DatabaseUnavailableError(self._broken, retry_after_seconds=1)
 
     async def _insert(self, rows: Sequence[NewRow]) -> None:
         async with self._turn:
@@ -248,13 +259,12 @@ class Outbox:
     async def require_writable(self) -> None:
         """Raises OutboxFullError or DatabaseUnavailableError where `spool` would."""
         self._require_room(1, 1)
-        if time.monotonic() < self._broken_until:
-            raise DatabaseUnavailableError("The last commit of events failed.", retry_after_seconds=1)
+        self._require_breath()
         await self._in_time(self._touch())
 
     async def _touch(self) -> None:
         async with self._writing() as connection:
-            await outbox_store.require_writable(connection)
+            await outbox_store.require_writable(connection, self._clock())
 
     async def parked_reasons(self) -> list[tuple[str, int, datetime]]:
         """Each reason for which events are parked, how many, and when the newest of them was parked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Table, bindparam, case, delete, func, select, text, update
+from sqlalchemy import insert as insert_into
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
@@ -39,8 +41,8 @@ _CLAIM_SQLITE, _CLAIM_POSTGRESQL = (
     text(_CLAIM.format(locking=locking)).bindparams(*_TIMES).columns(created_at=UtcDateTime)
     for locking in ("", " FOR UPDATE SKIP LOCKED")
 )
-# The least possible write: it fails where the database is read-only, and changes nothing.
-_TOUCH = text("UPDATE outbox SET attempts = attempts WHERE id = -1")
+# More than a page, so that SQLite needs a free one.
+_PROBE_BYTES = 8192
 
 
 class NewRow(msgspec.Struct, array_like=False, gc=False):
@@ -216,6 +218,13 @@ async def page(connection: AsyncConnection, after_id: int, count: int) -> list[d
     return [dict(row) for row in found.mappings()]
 
 
-async def require_writable(connection: AsyncConnection) -> None:
-    """Raises what the database raises when it does not let the table be written."""
-    await connection.execute(_TOUCH)
+async def require_writable(connection: AsyncConnection, at: datetime) -> None:
+    """Writes an event and takes it back; raises what the database raises when it keeps none.
+
+    The commit of the transaction belongs to it: only then does SQLite write its pages to the disk.
+    """
+    # An id of its own: PostgreSQL would let the second of two wait for the end of the first.
+    probe_id = -1 - secrets.randbelow(2**62)
+    row = {"id": probe_id, "event_id": "", "data": bytes(_PROBE_BYTES), "attributes": "{}", "bytes": 0}
+    await connection.execute(insert_into(_table).values(**row, created_at=at))
+    await connection.execute(delete(_table).where(_table.c.id == probe_id))

@@ -20,7 +20,7 @@ from service.metrics import Metrics
 from service.models import utc_now
 from service.outbox import Outbox, message
 from service.outbox_store import Claim, Row
-from service.topic import CONNECT_SECONDS, Topic, TopicError
+from service.topic import CONNECT_SECONDS, Topic, TopicError, refusal
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class _Outcome:
 
     published: list[int] = field(default_factory=list)
     parked: dict[int, str] = field(default_factory=dict)
-    failed: bool = False
+    failed: str = ""  # the status of the call that went wrong
 
 
 class Relay:
@@ -98,7 +98,7 @@ class Relay:
                 outcome = await self._deliver(claim, self._deadline)
                 published += len(outcome.published)
                 if outcome.failed:
-                    raise TopicError(self._breaker.cause or "UNAVAILABLE")
+                    raise TopicError(outcome.failed)
             return published
         finally:
             await self._end()
@@ -210,13 +210,12 @@ class Relay:
         try:
             await self._call(rows, deadline_seconds)
         except TopicError as error:
-            if error.transient:
-                outcome.failed = True
-                if self._breaker.failed(error.status, began, hung=error.hung):
-                    log.warning("Pub/Sub cannot take events (%s): they stay in the outbox", error.status)
-                return
-            self._breaker.succeeded(began)
-            await self._refused(rows, outcome, error, deadline_seconds)
+            if error.for_good:
+                self._breaker.succeeded(began)
+                await self._refused(rows, outcome, error, deadline_seconds)
+            else:
+                outcome.failed = error.status
+                self._breaker.failed(error.status, began, hung=error.hung)
             return
         outcome.published += [row.id for row in rows]
         self._published.value += len(rows)
@@ -225,8 +224,8 @@ class Relay:
             self._waited.observe((now - row.created_at).total_seconds())
         if self._breaker.now() - began > self._patience:
             self._breaker.failed("DEADLINE_EXCEEDED", began, hung=True)
-        elif self._breaker.succeeded(began):
-            log.info("Pub/Sub takes events again; %d wait in the outbox", self._outbox.rows)
+        else:
+            self._breaker.succeeded(began)
 
     async def _call(self, rows: Sequence[Row], deadline_seconds: float) -> None:
         """One Publish call that `_hurry` can cut short. Raises TopicError."""
@@ -243,16 +242,16 @@ class Relay:
     async def _refused(
         self, rows: Sequence[Row], outcome: _Outcome, error: TopicError, deadline_seconds: float
     ) -> None:
-        """Parks what Pub/Sub refuses for good."""
-        if error.divisible and len(rows) > 1:
+        """Parks the one that Pub/Sub refuses for good, and gives the others of its batch another call."""
+        if len(rows) > 1:
             middle = len(rows) // 2
             await self._publish(rows[:middle], outcome, deadline_seconds)
             await self._publish(rows[middle:], outcome, deadline_seconds)
             return
-        reason = self._topic.refusal(error.status)
-        log.error("Pub/Sub refused %d events of the outbox for good, they are parked: %s", len(rows), reason)
-        self._parked.value += len(rows)
-        outcome.parked |= dict.fromkeys((row.id for row in rows), reason)
+        reason = refusal(error.status)
+        log.error("Pub/Sub refused an event of the outbox for good, it is parked: %s", reason)
+        self._parked.value += 1
+        outcome.parked[rows[0].id] = reason
 
     async def _end(self) -> None:
         """Ends the probes and gives back what is held: else it waits until the claims expire."""

@@ -19,10 +19,20 @@ log = logging.getLogger(__name__)
 
 Message = tuple[bytes, Mapping[str, str]]
 
-# Every other status is for good: asking again gives the same answer.
-_TRANSIENT = frozenset(
+# What Pub/Sub says of a message. Every other status is of the topic or of the way to it: it meets each
+# message alike, and ends when somebody mends the cause.
+_OF_THE_MESSAGE = "INVALID_ARGUMENT"
+# What ends by itself; the others wait for somebody.
+_PASSING = frozenset(
     ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED", "INTERNAL", "CANCELLED", "UNKNOWN")
 )
+_MEANINGS = {
+    _OF_THE_MESSAGE: "the message does not fit the topic",
+    "NOT_FOUND": "there is no such topic",
+    "PERMISSION_DENIED": "this service may not publish to the topic",
+    "UNAUTHENTICATED": "the credentials of this service are not accepted",
+    "FAILED_PRECONDITION": "the topic cannot be used as it is, perhaps for its encryption key",
+}
 CONNECT_SECONDS = 10.0
 _GRACE_SECONDS = 0.5
 # What a message and an attribute cost on the wire beside their own bytes.
@@ -38,19 +48,14 @@ class TopicError(Exception):
         self.status = status
 
     @property
-    def transient(self) -> bool:
-        """Whether the same call may succeed later."""
-        return self.status in _TRANSIENT
+    def for_good(self) -> bool:
+        """Whether a message is at fault, perhaps one of many: sent again it is refused again."""
+        return self.status == _OF_THE_MESSAGE
 
     @property
     def hung(self) -> bool:
         """Whether there was no answer in time."""
         return self.status == "DEADLINE_EXCEEDED"
-
-    @property
-    def divisible(self) -> bool:
-        """Whether a single message may be at fault for a whole batch."""
-        return self.status == "INVALID_ARGUMENT"
 
 
 class Topic:
@@ -123,15 +128,26 @@ class Topic:
             )
         return ids
 
-    def refusal(self, status: str) -> str:
-        """Why Pub/Sub refused a message for good, in words for people."""
-        reason = {
-            "NOT_FOUND": f"there is no topic {self.path}",
-            "PERMISSION_DENIED": f"this service may not publish to {self.path}",
-            "UNAUTHENTICATED": "the credentials of this service are not accepted",
-            "INVALID_ARGUMENT": "the message does not fit the topic",
-        }.get(status, "it gave no reason")
-        return f"{reason} ({status})"
+    def log_outage(self, status: str) -> None:
+        """Says that events are kept from now on, and why; an error where somebody has to mend the cause."""
+        level = logging.WARNING if status in _PASSING else logging.ERROR
+        reason = refusal(status)
+        log.log(level, "Pub/Sub takes no events for %s: %s; the outbox keeps them", self.path, reason)
+
+    def log_return(self, waiting: int) -> None:
+        """Says that events are published again."""
+        log.info("Pub/Sub takes events for %s again; %d wait in the outbox", self.path, waiting)
+
+
+def meaning(status: str) -> str:
+    """What a status of Publish means, in words for people; empty where it means no more than its name."""
+    return _MEANINGS.get(status, "")
+
+
+def refusal(status: str) -> str:
+    """The status with its meaning, in words for people."""
+    known = meaning(status)
+    return f"{known} ({status})" if known else status
 
 
 def wire_size(data: bytes, attributes: Mapping[str, str]) -> int:

@@ -177,7 +177,7 @@ async def test_a_compressed_batch_is_taken(tmp_path, encoding):
 
 async def test_a_permanent_refusal_of_the_whole_batch_is_a_502_with_results(tmp_path):
     async with pubsub_with_topic(tmp_path) as (server, settings, _), serving(settings) as client:
-        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT")])
         body = array(signin(event_id="a"), 17)
         response = await client.post(PATH, content=body, headers=JSON)
         problem = assert_problem(response, 502, "publish_refused")

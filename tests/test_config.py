@@ -275,3 +275,45 @@ def test_every_default_can_be_given_as_its_variable(variables, name):
 def test_every_secret_has_a_file_form():
     assert SECRETS
     assert {f"{variable}_FILE" for variable in SECRETS} <= KNOWN
+
+
+# Where things are
+
+
+IDS = "must be 3 to 255 letters, digits or -_.~+% that begin with a letter and not with `goog`"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("SIGNIN_TOPIC", "bad topic/", f"{IDS}, not 'bad topic/'."),
+        ("SIGNIN_TOPIC", "projects/p/topics/t", f"{IDS}, not 'projects/p/topics/t'."),
+        ("SIGNIN_TOPIC", "", f"{IDS}, not ''."),
+        ("SIGNIN_TOPIC", "topic\n", f"{IDS}, not 'topic\\n'."),
+        ("SIGNIN_SUBSCRIPTION", "google-reads", f"{IDS}, not 'google-reads'."),
+        ("SIGNIN_TABLE", "nodataset", "must be dataset.table, not 'nodataset'."),
+        ("SIGNIN_TABLE", "a dataset.table", "must be dataset.table, not 'a dataset.table'."),
+        ("SIGNIN_DEAD_LETTER_TABLE", "", "must be dataset.table, not ''."),
+        ("SIGNIN_REGION", "", "must be the name of a region, as us-central1, not ''."),
+        ("SIGNIN_REGION", "US Central", "must be the name of a region, as us-central1, not 'US Central'."),
+    ],
+)
+def test_a_name_that_nothing_can_have_is_told_at_once(variables, variable, value, sentence):
+    variables(**{variable: value})
+    assert complaints() == [f"{variable} {sentence}"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SIGNIN_TOPIC", "a.b_c~d+e%20-1"),
+        ("SIGNIN_SUBSCRIPTION", "goo"),
+        ("SIGNIN_TABLE", "my-project.user_signin.sign-ins 2"),
+        ("SIGNIN_TABLE", "example.com:my-project:user_signin.signins"),
+        ("SIGNIN_DEAD_LETTER_TABLE", "my-project:a.b"),
+        ("SIGNIN_REGION", "europe-west12"),
+    ],
+)
+def test_a_name_that_google_takes_is_taken(variables, variable, value):
+    variables(**{variable: value})
+    assert getattr(load(), variable.removeprefix("SIGNIN_").lower()) == value

@@ -236,7 +236,7 @@ async def test_a_pubsub_that_hangs_is_a_503_at_the_deadline(tmp_path):
 
 async def test_a_refusal_of_pubsub_is_a_502_that_is_not_retryable(tmp_path):
     async with pubsub_with_topic(tmp_path) as (server, settings, _), serving(settings) as client:
-        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT")])
         response = await client.post(PATH, content=ARTICLE, headers=JSON)
         assert assert_problem(response, 502, "publish_refused")["retryable"] is False
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+import pytest
+import sqlalchemy.event
 
 from service import clients as google_clients
 from service.app import create_app
@@ -93,6 +97,26 @@ async def test_without_dataflow_the_service_is_degraded_but_takes_sign_ins(tmp_p
         assert response.status_code == 200
         assert response.json()["status"] == "degraded"
         assert response.json()["dependencies"]["dataflow"]["cause"] == "UNAVAILABLE"
+
+
+async def test_a_region_that_dataflow_cannot_list_is_told(tmp_path, database_url, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with (
+        DataflowServer(tmp_path / "dataflow") as dataflow,
+        pubsub_with_topic(tmp_path, dataflow_emulator_host=dataflow.address, database_url=database_url) as (
+            _,
+            settings,
+            _reader,
+        ),
+        serving(settings) as client,
+    ):
+        dataflow.faults.set([Fault(method="ListJobs", hide="location")])
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+        told = ready.json()["dependencies"]["dataflow"]
+        assert (told["ok"], told["cause"]) == (False, "Dataflow cannot list the jobs of us-central1")
+        dataflow.faults.set([])
+        assert (await client.get("/readyz")).json()["status"] == "ready"
 
 
 async def test_a_publisher_that_may_not_look_at_its_topic_is_ready(tmp_path, database_url):
@@ -209,6 +233,84 @@ async def test_a_topic_that_takes_no_events_is_a_cause_though_it_can_be_looked_a
         assert ready["dependencies"]["pubsub"]["cause"].startswith("Publish fails with UNAVAILABLE")
 
 
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        ("PERMISSION_DENIED", "this service may not publish to the topic"),
+        ("NOT_FOUND", "there is no such topic"),
+        ("UNAUTHENTICATED", "the credentials of this service are not accepted"),
+    ],
+)
+async def test_a_topic_that_is_closed_degrades_the_service_and_takes_it_out_when_the_outbox_is_full(
+    tmp_path, monkeypatch, database_url, code, meaning
+):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    limits = {"outbox_max_rows": 4, "breaker_failures": 1, "database_url": database_url}
+    async with pubsub_with_topic(tmp_path, **limits) as (server, settings, _), serving(settings) as client:
+        server.faults.set([Fault(method="Publish", code=code)])
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert (answer.status_code, answer.json()["status"]) == (202, "spooled")
+        ready = await client.get("/readyz")
+        told = ready.json()
+        assert (ready.status_code, told["status"]) == (200, "degraded"), told
+        assert told["dependencies"]["pubsub"]["cause"] == (
+            f"Publish fails with {code} ({meaning}): sign-ins go to the outbox"
+        )
+        assert told["outbox"]["parked"] == 0
+        while (answer := await client.post("/events/signin", content=ARTICLE, headers=JSON)).is_success:
+            pass
+        assert_problem(answer, 503, "outbox_full")
+        problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+        assert meaning in problem["detail"]
+        assert "the outbox is full" in problem["detail"]
+
+
+async def test_a_disk_that_is_full_while_pubsub_is_away_takes_the_service_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with pubsub_with_topic(tmp_path, breaker_failures=1) as (server, settings, _):
+        await asyncio.to_thread(migrate, settings)
+        app = create_app(settings)
+        async with running(app) as client:
+            server.faults.set([Fault(method="Publish", code="UNAVAILABLE")])
+            await client.post("/events/signin", content=ARTICLE, headers=JSON)
+            assert (await client.get("/readyz")).status_code == 200
+            most_pages = 1  # SQLite takes it for as many as there are
+
+            @sqlalchemy.event.listens_for(app.state.database._engine.sync_engine, "checkout")
+            def checked_out(connection, _record, _proxy):
+                connection.cursor().execute(f"PRAGMA max_page_count = {most_pages}")
+
+            while (answer := await client.post("/events/signin", content=ARTICLE, headers=JSON)).is_success:
+                pass
+            assert "The disk of the metadata database is full." in answer.json()["detail"]
+            problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+            app.state.outbox._broken_until = 0.0  # as after the pause in which nobody asks
+            problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+            told = problem["dependencies"]["outbox"]
+            assert (told["ok"], told["cause"]) == (False, "The disk of the metadata database is full.")
+            most_pages = 1_000_000
+            assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_the_log_says_once_what_is_wrong_with_the_topic_and_once_that_it_is_over(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="service")
+    async with pubsub_with_topic(tmp_path, breaker_open_seconds=0.05) as (server, settings, _):
+        await asyncio.to_thread(migrate, settings)
+        app = create_app(settings)
+        async with running(app) as client:
+            server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+            for _ in range(10):
+                answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+                assert answer.json()["status"] == "spooled"
+            assert app.state.breaker.cause == "PERMISSION_DENIED"
+            server.faults.set([])
+            await until(lambda: app.state.breaker.is_closed)
+    told = [each for each in caplog.records if each.getMessage().startswith("Pub/Sub takes")]
+    assert [each.levelname for each in told] == ["ERROR", "INFO"]
+    assert all(settings.topic_path in each.getMessage() for each in told)
+    assert "may not publish to the topic (PERMISSION_DENIED)" in told[0].getMessage()
+
+
 async def test_the_start_is_over_when_the_libraries_are_loaded(tmp_path):
     app = create_app(settings_for(tmp_path))
     with google_clients._import_lock:  # as while another import is under way
@@ -262,6 +364,26 @@ async def test_it_is_told_since_when_a_dependency_is_as_it_is(tmp_path, monkeypa
         assert fourth["last_ok_at"] == second["checked_at"]
         server.faults.set([])
         assert (await told())["since"] > fourth["checked_at"]
+
+
+async def test_pubsub_was_last_well_when_it_last_took_an_event_though_nobody_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    async with pubsub_with_topic(tmp_path) as (server, settings, _), serving(settings) as client:
+
+        async def told():
+            found = (await client.get("/readyz")).json()["dependencies"]["pubsub"]
+            return found["ok"], datetime.fromisoformat(found["last_ok_at"] or "0001-01-01T00:00Z")
+
+        server.faults.set([Fault(method="GetTopic", code="UNAVAILABLE")])
+        is_ok, last_ok_at = await told()
+        assert (is_ok, last_ok_at.year) == (False, 1)
+        before = utc_now()
+        answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+        assert answer.json()["status"] == "published"
+        after = utc_now()
+        is_ok, last_ok_at = await told()
+        assert not is_ok
+        assert before <= last_ok_at <= after
 
 
 async def test_who_looks_at_the_jobs_and_when_it_did_is_told_by_every_replica(tmp_path, database_url):

@@ -108,8 +108,9 @@ def drive(caller, issuer, pubsub, database_url):
     caller.send("GET", f"/jobs?name={SECRETS['query']}&state=no")
     caller.post(b'{"nonsense": "%s"}' % SECRETS["garbage"].encode(), "/dead-letters/replay")
     caller.post(b'{"nonsense": "%s"}' % SECRETS["garbage"].encode(), "/jobs")
-    set_faults(pubsub, [Fault(method="Publish", code="PERMISSION_DENIED", message="no")])
-    caller.post(event())
+    for code in ("INVALID_ARGUMENT", "PERMISSION_DENIED"):
+        set_faults(pubsub, [Fault(method="Publish", code=code, message="no")])
+        caller.post(event())
     set_faults(pubsub, [Fault(method="Publish", code="UNAVAILABLE")])
     caller.post(event())
     with psycopg.connect(database_url, autocommit=True) as connection:

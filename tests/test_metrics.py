@@ -220,7 +220,7 @@ async def test_the_breaker_and_the_relay_are_counted_through_an_outage(tmp_path,
 async def test_an_event_that_the_relay_parks_is_counted(tmp_path):
     async with pubsub_with_topic(tmp_path) as (server, settings, _), publishing(settings) as world:
         await world.outbox.spool([message(1)])
-        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT")])
         await world.relay.flush()
         assert (world.relay._parked.value, world.relay._published.value) == (1, 0)
 

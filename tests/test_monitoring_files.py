@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any, get_args
 
+import grpc
 import httpx
 import promql_parser as promql
 import pytest
@@ -98,7 +99,7 @@ VALUES: dict[tuple[str, str], set[str]] = {
     ("signin_requests_total", "method"): {"GET", "POST", "PATCH", "HEAD", "other"},
     ("signin_request_seconds", "method"): {"GET", "POST", "PATCH", "HEAD", "other"},
     ("signin_requests_total", "status"): {str(status) for status in range(100, 600)},
-    ("signin_publish_seconds", "status"): {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"},
+    ("signin_publish_seconds", "status"): {status.name for status in grpc.StatusCode},
     ("signin_dataflow_call_seconds", "code"): {"OK", "UNAVAILABLE", "UNKNOWN"},
     ("signin_reconcile_tick_seconds", "outcome"): {"complete", "incomplete", "failed"},
     ("signin_job_messages_total", "outcome"): {"signin", "dead_letter"},
@@ -283,6 +284,25 @@ async def test_an_outage_that_fills_the_outbox_is_seen_in_what_the_service_tells
         await minutes(12)
         outbox = {"SigninBreakerOpen", "SigninOutboxFilling", "SigninOutboxNearlyFull"}
         assert outbox | {"SigninErrorsBurnRate"} <= prometheus.firing()
+
+
+async def test_a_closed_topic_is_seen_in_what_the_service_tells(tmp_path, database_url):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url, breaker_open_seconds=0.02) as (
+            server,
+            settings,
+            _,
+        ),
+        serving(settings) as client,
+    ):
+        prometheus = Prometheus(client)
+        server.faults.set([Fault(method="Publish", code="NOT_FOUND")])
+        for _ in range(5):
+            calls = server.faults.calls["Publish"]
+            await client.post("/events/signin", content=ARTICLE, headers=JSON)
+            await eventually(lambda calls=calls: server.faults.calls["Publish"] > calls)
+            await prometheus.minute()
+        assert "SigninTopicClosed" in prometheus.firing()
 
 
 async def test_a_database_that_is_away_is_seen_in_what_the_service_tells(tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 import sqlalchemy.event
 
+from service import outbox_store
 from service.config import Settings
 from service.db import Database
 from service.errors import DatabaseUnavailableError, OutboxFullError
@@ -214,9 +216,68 @@ async def test_a_read_only_database_takes_nothing_and_says_so(database_url):
             connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     outbox = Outbox(database, settings_with(database_url))
     for attempt in (outbox.spool, outbox.require_writable):
-        with pytest.raises(DatabaseUnavailableError):
+        with pytest.raises(DatabaseUnavailableError, match="cannot be written"):
             await (attempt([message(1)]) if attempt == outbox.spool else attempt())
     await database.close()
+
+
+async def test_a_look_whether_events_can_be_kept_finds_a_full_disk_and_leaves_nothing(
+    tmp_path, migrated_sqlite
+):
+    url = f"sqlite:///{tmp_path / 'full.db'}"
+    (tmp_path / "full.db").write_bytes(migrated_sqlite.read_bytes())
+    database = Database(settings_with(url))
+    outbox = Outbox(database, settings_with(url))
+    await outbox.require_writable()
+    async with database.writing() as connection:
+        # SQLite takes it for as many as there are.
+        await connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    with suppress(DatabaseUnavailableError):
+        while True:
+            await outbox.spool([(b"x" * 4000, {})])
+    for _ in range(2):
+        outbox._broken_until = 0.0  # as after the pause in which nobody asks
+        with pytest.raises(DatabaseUnavailableError, match="The disk of the metadata database is full"):
+            await outbox.require_writable()
+    events = len(await outbox_events(outbox))
+    async with database.writing() as connection:
+        await connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+    await outbox.require_writable()
+    assert len(await outbox_events(outbox)) == events > 0
+    await database.close()
+
+
+async def test_after_a_commit_that_failed_its_cause_is_told_until_one_succeeds(database, database_url):
+    now = 1000.0
+    outbox = Outbox(database, settings_with(database_url), monotonic=lambda: now)
+    async with database.writing() as connection:
+        await connection.exec_driver_sql("ALTER TABLE outbox RENAME TO gone")
+    with pytest.raises(DatabaseUnavailableError, match="has not the tables"):
+        await outbox.spool([message(1)])
+    async with database.writing() as connection:
+        await connection.exec_driver_sql("ALTER TABLE gone RENAME TO outbox")
+    for attempt in (outbox.spool([message(1)]), outbox.require_writable()):
+        with pytest.raises(DatabaseUnavailableError, match="has not the tables"):
+            await attempt
+    now += 1
+    await outbox.require_writable()
+    await outbox.spool([message(1)])
+    assert len(await outbox_events(outbox)) == 1
+
+
+@pytest.mark.parametrize("create_database", ["postgresql"], indirect=True)  # SQLite has one writer anyway
+async def test_a_look_that_hangs_in_one_replica_keeps_no_other_waiting(database, database_url):
+    outbox = Outbox(database, settings_with(database_url, outbox_deadline_seconds=1.0))
+    async with database.writing() as connection:
+        await outbox_store.require_writable(connection, datetime(2026, 1, 1, tzinfo=UTC))
+        await outbox.require_writable()
+    assert await outbox_events(outbox) == []
+
+
+async def test_a_look_whether_events_can_be_kept_is_no_event_for_the_relay(outbox):
+    await outbox.require_writable()
+    assert await outbox_events(outbox) == []
+    assert not outbox.arrived.is_set()
 
 
 async def test_a_full_disk_takes_nothing_and_recovers_without_a_restart(tmp_path, migrated_sqlite):
@@ -228,7 +289,7 @@ async def test_a_full_disk_takes_nothing_and_recovers_without_a_restart(tmp_path
     async with database.writing() as connection:
         [(pages,)] = (await connection.exec_driver_sql("PRAGMA page_count")).fetchall()
         await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 4}")
-    with pytest.raises(DatabaseUnavailableError):
+    with pytest.raises(DatabaseUnavailableError, match="The disk of the metadata database is full"):
         await outbox.spool([(b"x" * 4000, {}) for _ in range(50)])
     async with database.writing() as connection:
         await connection.exec_driver_sql("PRAGMA max_page_count = 1000000")

@@ -159,14 +159,27 @@ def test_a_flush_without_pubsub_says_that_everything_still_waits(signin, setting
     assert [row["claimed_by"] for row in in_outbox(settings)] == [None]
 
 
+async def test_a_flush_into_a_topic_that_is_closed_says_why_and_that_everything_still_waits(
+    signin, settings, tmp_path, monkeypatch
+):
+    async with pubsub_with_topic(tmp_path) as (server, _, _reader):
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        await asyncio.to_thread(in_outbox, settings, message(1))
+        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        told = (await asyncio.to_thread(signin, "flush", exit_code=1)).stderr
+        assert "may not publish to the topic (PERMISSION_DENIED)" in " ".join(told.split())
+        assert "still waits" in told
+        assert [row["parked_at"] for row in await asyncio.to_thread(in_outbox, settings)] == [None]
+
+
 async def test_parked_events_are_shown_released_and_flushed(signin, settings, tmp_path, monkeypatch):
     async with pubsub_with_topic(tmp_path) as (server, _, reader):
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
         await asyncio.to_thread(in_outbox, settings, *(message(i) for i in range(3)))
-        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT")])
         assert "0 events were published" in (await asyncio.to_thread(signin, "flush")).stdout
         shown = await asyncio.to_thread(signin, "status")
-        assert "may not publish" in shown.stdout
+        assert "does not fit the topic" in shown.stdout
         server.faults.set([])
         assert "1 events" in (await asyncio.to_thread(signin, "release", "--event-id", "event-2")).stdout
         assert "2 events" in (await asyncio.to_thread(signin, "release")).stdout

@@ -12,6 +12,7 @@ from service.db import Database
 from service.local.faults import Fault
 from service.outbox import Outbox
 from service.relay import Relay
+from service.topic import TopicError
 from tests.publishing import breaker_for, message, outbox_events, publishing, stopped_while_woken
 from tests.serving import HANGING, pubsub_with_topic, settings_for, until
 
@@ -144,16 +145,45 @@ async def test_one_bad_message_is_parked_and_the_others_of_its_batch_arrive(tmp_
         assert server.faults.calls["Publish"] < 40
 
 
-async def test_what_turned_permanent_is_parked_with_the_reason_and_can_be_released(tmp_path, database_url):
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "NOT_FOUND", "UNAUTHENTICATED"])
+async def test_while_the_topic_is_closed_nothing_is_parked_and_it_is_tried_until_it_takes_events(
+    tmp_path, database_url, code
+):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url, breaker_open_seconds=0.05) as (
+            server,
+            settings,
+            reader,
+        ),
+        publishing(settings) as world,
+    ):
+        await spooled(world, 10)
+        server.faults.set([Fault(method="Publish", code=code)])
+        with pytest.raises(TopicError, match=code):
+            await world.relay.flush()
+        running = asyncio.create_task(world.relay.run())
+        await until(lambda: server.faults.calls["Publish"] > 5)
+        assert (world.breaker.is_closed, world.breaker.cause) == (False, code)
+        status = await world.outbox.status()
+        assert (status.waiting, status.parked) == (10, 0)
+        server.faults.set([])
+        await until_empty(world)
+        await until(lambda: world.breaker.is_closed)
+        running.cancel()
+        await asyncio.wait([running])
+        assert set(ids(await reader.pull(10))) == {f"event-{i}" for i in range(10)}
+
+
+async def test_what_is_refused_for_good_is_parked_with_the_reason_and_can_be_released(tmp_path, database_url):
     async with (
         pubsub_with_topic(tmp_path, database_url=database_url) as (server, settings, reader),
         publishing(settings) as world,
     ):
         await spooled(world, 10)
-        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT")])
         assert await world.relay.flush() == 0
         [(reason, count, _)] = await world.outbox.parked_reasons()
-        assert (count, "may not publish" in reason) == (10, True)
+        assert (count, "does not fit the topic" in reason) == (10, True)
         server.faults.set([])
         assert await world.relay.flush() == 0
         assert await world.outbox.release("event-4") == 1

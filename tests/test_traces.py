@@ -124,12 +124,12 @@ async def test_without_a_caller_the_sampler_decides_and_the_messages_say_what_it
 
 async def test_a_failing_call_and_a_refused_event_are_errors_with_their_codes(tmp_path):
     async with pubsub_with_topic(tmp_path) as (server, settings, _reader), traced(settings) as (client, seen):
-        server.faults.set([Fault(method="Publish", code="PERMISSION_DENIED")])
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT")])
         answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
     problem = answer.json()
     publish, send = seen.one(PUBLISH), seen.one(SEND)
     request = seen.one("POST /events/signin")
-    assert publish.attributes["rpc.response.status_code"] == "PERMISSION_DENIED"
+    assert publish.attributes["rpc.response.status_code"] == "INVALID_ARGUMENT"
     assert send.attributes["error.type"] == problem["code"]
     assert request.attributes["error.type"] == str(problem["status"])
     assert request.attributes["http.response.status_code"] == problem["status"]

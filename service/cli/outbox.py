@@ -84,7 +84,7 @@ async def flush_outbox(settings: Settings) -> int:
     from service.breaker import Breaker
     from service.clients import Clients
     from service.relay import Relay
-    from service.topic import Topic, TopicError
+    from service.topic import Topic, TopicError, refusal
 
     clients = Clients(settings)
     pause = settings.breaker_open_seconds
@@ -95,7 +95,7 @@ async def flush_outbox(settings: Settings) -> int:
         async with opened(settings) as outbox:
             return await Relay(Topic(clients, settings), outbox, breaker, settings).flush()
     except TopicError as error:
-        fail(f"Pub/Sub does not take events now ({error.status}); what was not published still waits")
+        fail(f"Pub/Sub does not take events now: {refusal(error.status)}. What was not published still waits")
     finally:
         await clients.close()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, field_validator
+
+from transforms.bigquery_rows import parse_table
 
 LOCAL_PROJECT = "signin-local"
 # The scheme of a database's URL, and the same with its asynchronous driver named.
@@ -16,6 +19,9 @@ DATABASE_DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
+# https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names
+_PUBSUB_ID = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
+_REGION = re.compile(r"[a-z][a-z0-9-]*")
 
 
 class Places(BaseModel):
@@ -23,8 +29,10 @@ class Places(BaseModel):
 
     project: str = Field(LOCAL_PROJECT, min_length=6, description="Google Cloud project id")
     region: str = Field("us-central1", description="Dataflow region")
-    topic: str = Field("topic-user-signin", description="Pub/Sub topic that events are published to")
-    subscription: str = Field("user-signin-bigquery", description="Subscription that the job reads")
+    topic: str = Field(
+        "topic-user-signin", description="Id of the Pub/Sub topic that events are published to"
+    )
+    subscription: str = Field("user-signin-bigquery", description="Id of the subscription that the job reads")
     table: str = Field("user_signin.signins", description="BigQuery table of the rows, as dataset.table")
     dead_letter_table: str = Field(
         "user_signin.dead_letters", description="BigQuery table of the dead letters, as dataset.table"
@@ -41,6 +49,32 @@ class Places(BaseModel):
         description="Directory of mounted secrets: a file with the name of a secret's variable, in small "
         "letters or capitals, is read where neither the variable nor its `_FILE` is given",
     )
+
+    @field_validator("region")
+    @classmethod
+    def _require_region(cls, name: str) -> str:
+        if not _REGION.fullmatch(name):
+            raise ValueError(f"must be the name of a region, as us-central1, not {name!r}")
+        return name
+
+    @field_validator("topic", "subscription")
+    @classmethod
+    def _require_pubsub_id(cls, name: str) -> str:
+        if not _PUBSUB_ID.fullmatch(name):
+            raise ValueError(
+                "must be 3 to 255 letters, digits or -_.~+% that begin with a letter and not with `goog`, "
+                f"not {name!r}"
+            )
+        return name
+
+    @field_validator("table", "dead_letter_table")
+    @classmethod
+    def _require_table(cls, name: str) -> str:
+        try:
+            parse_table(name, LOCAL_PROJECT)
+        except ValueError:
+            raise ValueError(f"must be dataset.table, not {name!r}") from None
+        return name
 
     @field_validator("database_url")
     @classmethod

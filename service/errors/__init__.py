@@ -247,7 +247,7 @@ class OutboxFullError(ProblemError):
 
 
 class PublishRefusedError(ProblemError):
-    """Pub/Sub refused the event for good: no such topic, no permission, too large."""
+    """Pub/Sub refused the event for good, because of the event itself."""
 
     status = 502
     code = "publish_refused"

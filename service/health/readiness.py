@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from service.errors import ConfigError, ProblemError
 from service.models import utc_now
 from service.outbox import Outbox
 from service.reconciler import LONGEST_PAUSE_SECONDS, Reconciler
+from service.topic import meaning
 
 CHECK_DEADLINE_SECONDS = 3.0
 CACHE_SECONDS = 1.0
@@ -33,9 +35,16 @@ class Dependency(BaseModel):
     cause: str | None = Field(None, description="Why it is not ok")
     latency_ms: float
     checked_at: datetime
-    since: datetime = Field(description="When it was first found like this, by this process")
-    age_seconds: float = Field(description="How long it has been like this")
-    last_ok_at: datetime | None = Field(None, description="null where this process has never found it ok")
+    since: datetime = Field(
+        description="The first look of this process that found it like this; it may have been so before, "
+        "since there is a look only when somebody asks"
+    )
+    age_seconds: float = Field(description="How long ago `since` is")
+    last_ok_at: datetime | None = Field(
+        None,
+        description="When this process last found it ok: at a look for this answer, and pubsub also at a "
+        "Publish call; null where it never has",
+    )
 
 
 class Waiting(BaseModel):
@@ -136,8 +145,17 @@ class Readiness:
             checked_at=now,
             since=since,
             age_seconds=age(since, now),
-            last_ok_at=now if is_ok else before.last_ok_at if before else None,
+            last_ok_at=now if is_ok else self._last_ok_at(name, before, now),
         )
+
+    def _last_ok_at(self, name: str, before: Dependency | None, now: datetime) -> datetime | None:
+        """When a dependency that is not ok last was, as far as this process knows."""
+        found = before.last_ok_at if before else None
+        ago = self._breaker.seconds_since_good()
+        if name != "pubsub" or math.isinf(ago):
+            return found
+        published = now - timedelta(seconds=ago)
+        return max(found, published) if found else published
 
     async def _check_database(self) -> None:
         fit = await self._database.fit()
@@ -162,7 +180,9 @@ class Readiness:
 
     async def _check_pubsub(self) -> None:
         if self._breaker.state != "closed":  # the topic may be looked at, and not be published to
-            raise ConfigError(f"Publish fails with {self._breaker.cause}: sign-ins go to the outbox")
+            cause = self._breaker.cause
+            because = f" ({meaning(cause)})" if meaning(cause) else ""
+            raise ConfigError(f"Publish fails with {cause}{because}: sign-ins go to the outbox")
         import grpc.aio  # after the start: it costs 0.1 s
 
         pubsub = await self._clients.pubsub()
@@ -180,7 +200,9 @@ class Readiness:
     async def _check_dataflow(self) -> None:
         jobs = await self._clients.dataflow_jobs()
         request = {"project_id": self._settings.project, "location": self._settings.region, "page_size": 1}
-        await jobs.list_jobs(request=request, timeout=CHECK_DEADLINE_SECONDS, retry=None)
+        page = await jobs.list_jobs(request=request, timeout=CHECK_DEADLINE_SECONDS, retry=None)
+        if page.failed_location:  # the reconciler takes no such list either
+            raise ConfigError(f"Dataflow cannot list the jobs of {self._settings.region}")
 
     async def _check_reconciler(self) -> None:
         self.lease = None

@@ -22,7 +22,7 @@ from service.outbox import Outbox
 from service.publisher.answers import overloaded, shutting_down, turned_away
 from service.publisher.lanes import Batch, Event, Group, Lanes, Outcome, Receipt
 from service.publisher.patience import Patience
-from service.topic import Message, Topic, TopicError, wire_size
+from service.topic import Message, Topic, TopicError, refusal, wire_size
 
 log = logging.getLogger(__name__)
 
@@ -228,20 +228,19 @@ class Publisher:
             self._answer(batch, ids)
 
     def _failed(self, batch: Batch, error: TopicError, began: float) -> None:
-        if error.transient:
+        if not error.for_good:
             self._keep_soon(batch, error.status)
             if self._breaker.failed(error.status, began, hung=error.hung):
-                log.warning("Pub/Sub cannot take events (%s): they go to the outbox", error.status)
                 self._pump()
             return
         self._breaker.succeeded(began)
-        if error.divisible and len(batch) > 1:
+        if len(batch) > 1:
             # One bad message makes Pub/Sub refuse its batch: find it and let the others pass.
             middle = len(batch) // 2
             self._halves.extend((batch[:middle], batch[middle:]))
         else:
-            log.warning("Pub/Sub refused %d events for good: %s", len(batch), error.status)
-            reason = self._topic.refusal(error.status)
+            reason = refusal(error.status)
+            log.warning("Pub/Sub refused an event for good: %s", reason)
             self._fail(batch, lambda: PublishRefusedError(f"Pub/Sub refused the event: {reason}."))
 
     async def _keep(self, batch: Batch, status: str) -> None:
