@@ -169,7 +169,7 @@ def test_a_rate_limit_is_told_and_the_key_comes_from_the_environment(served, tmp
         ["keys", "create", "load", "--scope", "events:write", "--json"],
         env={"SIGNIN_DATA_DIR": str(tmp_path)},
     )
-    key = json.loads(made.output)["key"]
+    key = json.loads(made.stdout)["key"]
     with service(
         tmp_path,
         served.pubsub,
