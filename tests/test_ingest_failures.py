@@ -43,6 +43,7 @@ CALLERS = 50
 WARM_UP = 3000
 REQUESTS = 5000
 GROWTH_BYTES = 5 << 20  # 1 KB a request: less than any request takes that something keeps alive
+TRIES = 3
 PATIENT = httpx.Timeout(ANSWER_SECONDS + 10)
 
 
@@ -125,9 +126,13 @@ def assert_refused(server, witness, requests):
     """While the trouble lasts: 503 with Retry-After in bounded time, memory flat, and the process lives."""
     processes = max(1, len(server.pids()) - 1)
     answers = witness.press(min(WARM_UP, requests) * processes)
-    before = memory(server)
-    answers += witness.press(requests)
-    growth = memory(server) - before
+    growth = GROWTH_BYTES
+    for _ in range(TRIES):  # what is kept alive grows each time, a heap that has just taken a page does not
+        if growth < GROWTH_BYTES:
+            break
+        before = memory(server)
+        answers += witness.press(requests)
+        growth = memory(server) - before
     refused = [answer for answer in answers if answer.status != 202]
     assert len(refused) > requests // 2  # what is left of pages and files may take a few
     assert {answer.status for answer in refused} == {503}, refused[0].content
