@@ -28,8 +28,22 @@ def call(address: str, service: str, method: str, request: Any, response: Any) -
 
 def make_topic(address: str) -> None:
     """Makes the service's topic and a subscription that gets everything."""
-    topic, subscription = types.Topic.pb(), types.Subscription.pb()
+    topic = types.Topic.pb()
     call(address, "Publisher", "CreateTopic", topic(name=TOPIC), topic)
+    _subscribe(address)
+
+
+def forget_all(address: str) -> None:
+    """Lets go of all that waits: what a server keeps for a reader that does not come has a bound."""
+    from google.protobuf.empty_pb2 import Empty
+
+    gone = types.DeleteSubscriptionRequest.pb()(subscription=SUBSCRIPTION)
+    call(address, "Subscriber", "DeleteSubscription", gone, Empty)
+    _subscribe(address)
+
+
+def _subscribe(address: str) -> None:
+    subscription = types.Subscription.pb()
     asked = subscription(name=SUBSCRIPTION, topic=TOPIC, ack_deadline_seconds=600)
     call(address, "Subscriber", "CreateSubscription", asked, subscription)
 
