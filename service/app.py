@@ -121,8 +121,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         dataflow = Dataflow(clients, settings, metrics, traces)
         reconciler = Reconciler(database, dataflow, settings, metrics=metrics, traces=traces)
         app.state.clients, app.state.database, app.state.outbox = clients, database, outbox
-        app.state.breaker = breaker
-        app.state.publisher = publisher
+        app.state.breaker, app.state.publisher = breaker, publisher
         app.state.dead_letters = table
         app.state.replayer = replayer
         app.state.dataflow = dataflow

@@ -13,20 +13,16 @@ from service.models import Job
 
 log = logging.getLogger(__name__)
 
-_LOUD = frozenset(
-    {
-        "denied",
-        "drain_deadline_passed",
-        "launch_unanswered",
-        "replacement_unseen",
-        "restart_scheduled",
-        "rolled_back",
-        "scale_refused",
-        "scale_unanswered",
-        "stop_unanswered",
-        "update_failed",
-    }
-)
+# Entries that tell why something is not done yet: looks repeat them, and the history tells each once.
+NOTES = frozenset({"launch_unanswered", "stop_unanswered", "scale_unanswered", "drain_deadline_passed"})
+_LOUD = NOTES | {
+    "denied",
+    "replacement_unseen",
+    "restart_scheduled",
+    "rolled_back",
+    "scale_refused",
+    "update_failed",
+}
 _ENDS = {"FAILED": logging.ERROR, "LOST": logging.ERROR, "REJECTED": logging.WARNING}
 # A cause may be pages of a worker's output: its first and its last line tell most, the history has all.
 _LINE_CHARACTERS = 200

@@ -18,8 +18,6 @@ from service.logs import current_request_id
 from service.models import Attempt, Job, JobEvent
 
 SERVICE_ACTOR = "service"
-# Entries that tell why something is not done yet: looks repeat them, and the history tells each once.
-NOTES = frozenset({"launch_unanswered", "stop_unanswered", "scale_unanswered", "drain_deadline_passed"})
 _NEWEST_NOTES = 20
 
 
@@ -142,7 +140,7 @@ async def is_noted(session: AsyncSession, job: Job, kind: str, cause: str) -> bo
     statement = select(JobEvent).where(col(JobEvent.job_id) == job.id)
     newest = statement.order_by(col(JobEvent.sequence).desc()).limit(_NEWEST_NOTES)
     for event in (await session.exec(newest)).all():
-        if event.kind not in NOTES:
+        if event.kind not in job_log.NOTES:
             return False
         if (event.kind, event.detail.get("cause")) == (kind, cause):
             return True

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 import pytest
@@ -39,6 +40,21 @@ from tests.serving import (
 )
 
 
+@asynccontextmanager
+async def whole(tmp_path, database_url):
+    """The service with all that it depends on: the local Dataflow, and a client of the service."""
+    async with (
+        DataflowServer(tmp_path / "dataflow") as dataflow,
+        pubsub_with_topic(tmp_path, dataflow_emulator_host=dataflow.address, database_url=database_url) as (
+            _,
+            settings,
+            _reader,
+        ),
+        serving(settings) as client,
+    ):
+        yield dataflow, client
+
+
 async def test_the_process_is_alive_whatever_else_is_not(tmp_path):
     async with serving(settings_for(tmp_path)) as client:
         response = await client.get("/healthz")
@@ -53,15 +69,7 @@ async def test_the_version_is_told(tmp_path):
 
 
 async def test_the_service_is_ready_when_everything_answers(tmp_path, database_url):
-    async with (
-        DataflowServer(tmp_path / "dataflow") as dataflow,
-        pubsub_with_topic(tmp_path, dataflow_emulator_host=dataflow.address, database_url=database_url) as (
-            _,
-            settings,
-            _reader,
-        ),
-        serving(settings) as client,
-    ):
+    async with whole(tmp_path, database_url) as (_, client):
         response = await client.get("/readyz")
         assert response.status_code == 200, response.text
         found = response.json()["dependencies"]
@@ -101,15 +109,7 @@ async def test_without_dataflow_the_service_is_degraded_but_takes_sign_ins(tmp_p
 
 async def test_a_region_that_dataflow_cannot_list_is_told(tmp_path, database_url, monkeypatch):
     monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
-    async with (
-        DataflowServer(tmp_path / "dataflow") as dataflow,
-        pubsub_with_topic(tmp_path, dataflow_emulator_host=dataflow.address, database_url=database_url) as (
-            _,
-            settings,
-            _reader,
-        ),
-        serving(settings) as client,
-    ):
+    async with whole(tmp_path, database_url) as (dataflow, client):
         dataflow.faults.set([Fault(method="ListJobs", hide="location")])
         ready = await client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")

@@ -123,8 +123,7 @@ class Writer:
         on_retry: Callable[[], None],
     ) -> tuple[Sequence[int], int, SchemaDoubtError | None]:
         """Adds to `refused`; returns which rows were not sent, the bytes written, and why it ended early."""
-        encoded = [current.encode(rows[index]) for index in waiting]
-        sizes = [len(row) + current.row_overhead_bytes for row in encoded]
+        encoded, sizes = _encoded(current, rows, waiting)
         size_bytes = 0
         table = self._destination.table
         for start, stop in requests(sizes, self._policy):
@@ -156,8 +155,7 @@ class Writer:
         Returns the bytes written. Where no row is taken it may be the table: raises WriteError then, unless
         the table did so before and has taken other rows since.
         """
-        encoded = [current.encode(rows[index]) for index in unsent]
-        sizes = [len(row) + current.row_overhead_bytes for row in encoded]
+        encoded, sizes = _encoded(current, rows, unsent)
         table = self._destination.table
         parts = list(requests(sizes, self._policy))
         try:
@@ -256,6 +254,14 @@ class Writer:
             return bigquery_append.AppendRows(channel, table, columns, self._policy.call_seconds)
         session = shared_session(emulator)
         return bigquery_insert.InsertAll(session, table, columns, emulator, self._policy.call_seconds)
+
+
+def _encoded(
+    current: Protocoled, rows: Sequence[Row], indexes: Sequence[int]
+) -> tuple[list[bytes], list[int]]:
+    """The rows of these indexes as they are sent, and what each takes of a request, in bytes."""
+    encoded = [current.encode(rows[index]) for index in indexes]
+    return encoded, [len(row) + current.row_overhead_bytes for row in encoded]
 
 
 # `DoFn.setup` runs again for every micro-batch of the local engine, so what takes time to open is kept

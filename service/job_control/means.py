@@ -36,7 +36,7 @@ class Means:
     async def note_cause(self, job_id: str, kind: str, cause: str) -> bool:
         """Keeps the newest reason why something is not done yet; False where it is known already.
 
-        `kind` is one of job_store.NOTES. Several reasons may take turns from look to look: each is
+        `kind` is one of job_log.NOTES. Several reasons may take turns from look to look: each is
         noted once until something else happens to the job.
         """
         async with self.database.transaction() as session:
