@@ -21,6 +21,7 @@ from service.models import utc_now
 from service.outbox import Outbox, message
 from service.outbox_store import Claim, Row
 from service.topic import CONNECT_SECONDS, Topic, TopicError, refusal
+from service.waking import woken
 
 log = logging.getLogger(__name__)
 
@@ -110,16 +111,16 @@ class Relay:
             if self._outbox.waiting:
                 await self._drain()
             if self._breaker.is_closed:
-                await _wait(self._outbox.arrived, POLL_SECONDS)
+                await woken(self._outbox.arrived, POLL_SECONDS)
             return
         pause = self._breaker.seconds_to_probe()
         if pause <= 0 and len(self._probes) < _MOST_PROBES:
             self._outbox.arrived.clear()
             if not await self._probe() and not self._probes:
-                await _wait(self._outbox.arrived, POLL_SECONDS)
+                await woken(self._outbox.arrived, POLL_SECONDS)
                 return
         self._woken.clear()
-        await _wait(self._woken, max(pause, _LEAST_PAUSE_SECONDS))
+        await woken(self._woken, max(pause, _LEAST_PAUSE_SECONDS))
 
     def _hurry(self) -> None:
         """Gives calls from before Pub/Sub was back no more time than others: their events would come last."""
@@ -262,10 +263,3 @@ class Relay:
             async with asyncio.timeout(_END_SECONDS):
                 for claim in list(self._held.values()):
                     await self._outbox.finish(claim, [], {})
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-        async with asyncio.timeout(seconds):
-            await event.wait()

@@ -26,6 +26,7 @@ from service.config import Settings
 from service.metrics import Metrics
 from service.metrics.shared import Region, make_file
 from service.server import SHUTDOWN_SECONDS
+from service.waking import woken
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +118,7 @@ class Workers:
             if ready and time.monotonic() - started > STEADY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             log.error("worker %d ended unasked (%s); the next one starts in %g s", slot, _exit(code), pause)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._ending.wait()
+            await woken(self._ending, pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _run_one(self, slot: int, *, first: bool) -> tuple[bool, int]:

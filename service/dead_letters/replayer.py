@@ -27,6 +27,7 @@ from service.metrics import Metrics, families
 from service.models import Replay, utc_now
 from service.outbox import Outbox
 from service.topic import Message
+from service.waking import woken
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,7 @@ class Replayer:
                     log.debug("the database is away: no replay is looked for")
                 except Exception:
                     log.exception("a replay broke")
-                with suppress(TimeoutError):
-                    # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-                    async with asyncio.timeout(POLL_SECONDS):
-                        await self._woken.wait()
+                await woken(self._woken, POLL_SECONDS)
                 self._woken.clear()
         finally:
             await self._give_back()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from service.load.connection import Connection
 from service.load.samples import NO_ANSWER, Samples
+from service.waking import woken
 
 LEAST_PAUSE_SECONDS = 0.001  # the resolution of the event loop's timers
 SWEEP_SECONDS = 0.05
@@ -110,11 +111,7 @@ class Crowd:
             is_done = now >= self._until or self._is_spent
             if is_done and not self._under_way and not self._in_line(now):
                 break
-            try:
-                async with asyncio.timeout(SWEEP_SECONDS):
-                    await self._over.wait()
-            except TimeoutError:
-                continue
+            await woken(self._over, SWEEP_SECONDS)
         return self._ended()
 
     def stop(self) -> None:
