@@ -70,6 +70,11 @@ class Breaker:
         """How long until the next probe may pass; 0 where the breaker is closed."""
         return 0.0 if self.state == "closed" else max(0.0, self._retry_at - self._clock())
 
+    @property
+    def is_untried(self) -> bool:
+        """Whether a probe has been due for `open_seconds` and nobody had anything to make it with."""
+        return self.state != "closed" and self._clock() - self._retry_at >= self._open_seconds
+
     def succeeded(self, began: float) -> bool:
         """A call was answered in time; returns True where that closed the breaker.
 

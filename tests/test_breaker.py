@@ -151,3 +151,21 @@ def test_a_call_from_before_an_outage_does_not_pass_for_the_probe_of_an_earlier_
     opened(breaker)
     assert not breaker.succeeded(before)
     assert breaker.state == "open"
+
+
+def test_it_is_untried_where_nobody_takes_the_probe_that_is_due(breaker, clock):
+    assert not breaker.is_untried
+    opened(breaker)
+    clock.now += 1.75
+    assert not breaker.is_untried
+    clock.now += 0.25
+    assert breaker.is_untried
+    assert breaker.probe()
+    assert not breaker.is_untried
+    breaker.failed("UNAVAILABLE", breaker.now())
+    assert not breaker.is_untried
+    clock.now += 2.0
+    assert breaker.is_untried
+    breaker.probe()
+    breaker.succeeded(breaker.now())
+    assert not breaker.is_untried

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
 
 import pytest
@@ -290,6 +291,50 @@ async def test_a_disk_that_is_full_while_pubsub_is_away_takes_the_service_out(tm
             assert (told["ok"], told["cause"]) == (False, "The disk of the metadata database is full.")
             most_pages = 1_000_000
             assert (await client.get("/readyz")).status_code == 200
+
+
+@contextmanager
+def databases_that_go_away():
+    """Yields an event: while it is set nobody gets a connection."""
+    are_away = threading.Event()
+
+    def refuse(*_):
+        if are_away.is_set():
+            raise sqlalchemy.exc.OperationalError("connect", None, OSError("no connection"))
+
+    sqlalchemy.event.listen(sqlalchemy.Pool, "checkout", refuse)
+    try:
+        yield are_away
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Pool, "checkout", refuse)
+
+
+async def test_with_the_database_away_the_service_is_ready_again_as_soon_as_the_topic_is(
+    tmp_path, monkeypatch, database_url
+):
+    monkeypatch.setattr("service.health.readiness.CACHE_SECONDS", -1.0)
+    values = {"database_url": database_url, "breaker_failures": 1, "breaker_open_seconds": 0.05}
+    with databases_that_go_away() as are_away:
+        async with pubsub_with_topic(tmp_path, **values) as (server, settings, _):
+            await asyncio.to_thread(migrate, settings)
+            app = create_app(settings)
+            async with running(app) as client:
+                await client.get("/readyz")  # from now on it is known who is let in
+                are_away.set()
+                away = [Fault(method=name, code="UNAVAILABLE") for name in ("Publish", "GetTopic")]
+                server.faults.set(away)
+                answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+                assert_problem(answer, 503, "publish_unavailable")
+                await until(lambda: app.state.breaker.is_untried)
+                problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+                assert problem["dependencies"]["pubsub"]["cause"] == "UNAVAILABLE"
+                server.faults.set([])
+                ready = await client.get("/readyz")  # though no sign-in has come that could have tried it
+                assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+                assert ready.json()["dependencies"]["pubsub"]["ok"]
+                answer = await client.post("/events/signin", content=ARTICLE, headers=JSON)
+                assert (answer.status_code, answer.json()["status"]) == (202, "published")
+                are_away.clear()
 
 
 async def test_the_log_says_once_what_is_wrong_with_the_topic_and_once_that_it_is_over(tmp_path, caplog):

@@ -179,7 +179,9 @@ class Readiness:
         await self._outbox.require_writable()
 
     async def _check_pubsub(self) -> None:
-        if self._breaker.state != "closed":  # the topic may be looked at, and not be published to
+        # The topic may be looked at, and not be published to. But where nobody has anything to try it with,
+        # only new sign-ins can tell: without this look a balancer would keep them away for good.
+        if self._breaker.state != "closed" and not self._breaker.is_untried:
             cause = self._breaker.cause
             because = f" ({meaning(cause)})" if meaning(cause) else ""
             raise ConfigError(f"Publish fails with {cause}{because}: sign-ins go to the outbox")
