@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from service.breaker import Breaker
 from service.clients import Clients
+from service.config import Settings
 from service.db import Database, migrate
 from service.outbox import Outbox
 from service.publisher import Publisher
@@ -57,6 +58,10 @@ async def publishing(settings, *, relay=False):
         await publisher.close()
         await clients.close()
         await database.close()
+
+
+def settings_with(database_url, **values):
+    return Settings(_env_file=None, database_url=database_url, **values)
 
 
 def without_database(settings):
