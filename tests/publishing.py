@@ -11,10 +11,12 @@ from service.clients import Clients
 from service.config import Settings
 from service.db import Database, migrate
 from service.outbox import Outbox
-from service.publisher import Publisher
+from service.publisher import Publisher, Receipt
 from service.relay import Relay
 from service.topic import Topic
 from tests.serving import until
+
+SPOOLED = Receipt("spooled", None)
 
 
 def breaker_for(settings):
@@ -62,6 +64,12 @@ async def publishing(settings, *, relay=False):
 
 def settings_with(database_url, **values):
     return Settings(_env_file=None, database_url=database_url, **values)
+
+
+async def outcomes(world, count):
+    return await asyncio.gather(
+        *(world.publisher.publish(b"x", {}) for _ in range(count)), return_exceptions=True
+    )
 
 
 def without_database(settings):
