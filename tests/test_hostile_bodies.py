@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.soak.hostile_bodies import kinds, run
+from tests.soak.hostile_bodies import run
+from tests.soak.hostile_kinds import kinds
 
 MOST_CONNECTIONS = 300
 IDLE = 1000
