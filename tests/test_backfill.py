@@ -24,8 +24,8 @@ from pipeline.backfill_signin import build, run
 from pipeline.options import OptionsError
 from tests.bigquery_servers import PROJECT, forget_clients, local_bigquery, set_faults
 from tests.graph_snapshot import SNAPSHOT, dry_run
+from tests.running import environment
 from tests.signin_samples import load_samples
-from tests.test_user_signin import environment
 from transforms.bigquery_tables import client
 
 ROOT = Path(__file__).parents[1]
