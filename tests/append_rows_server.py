@@ -13,45 +13,22 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 from google.cloud.bigquery_storage_v1 import types
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, unknown_fields
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
 
+from tests.append_rows_schema import AbortError, decoded_row, invalid, message_class, row_fault
 from transforms.bigquery_append import METHOD
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, TableRef
 
 MAX_REQUEST_BYTES = 10_000_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Request = types.AppendRowsRequest.pb()
 Response = types.AppendRowsResponse.pb()
 FIELDS_ERROR = int(types.RowError.RowErrorCode.FIELDS_ERROR)
-Field = descriptor_pb2.FieldDescriptorProto
-TAKEN_BY = {  # of Google's table of types those that this project's columns need
-    "STRING": {Field.TYPE_STRING},
-    "BYTES": {Field.TYPE_BYTES, Field.TYPE_STRING},
-    "TIMESTAMP": {Field.TYPE_INT64, Field.TYPE_INT32, Field.TYPE_UINT32},
-    "RECORD": {Field.TYPE_MESSAGE, Field.TYPE_GROUP},
-}
-FIRST_MICROS = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-LAST_MICROS = (datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-
-
-class AbortError(Exception):
-    """Ends the connection with a status."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self.code, self.details = code, details
-
-
-def _invalid(details: str) -> AbortError:
-    return AbortError(grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
 @dataclass
@@ -159,9 +136,9 @@ class _Connection:
             raise AbortError(step, "scripted")
         table = self._open(request)
         if request.ByteSize() > MAX_REQUEST_BYTES:
-            raise _invalid(f"more than {MAX_REQUEST_BYTES} bytes")
+            raise invalid(f"more than {MAX_REQUEST_BYTES} bytes")
         if request.HasField("offset"):
-            raise _invalid("the default stream has no offsets")
+            raise invalid("the default stream has no offsets")
         response = Response(write_stream=self._stream)
         if isinstance(step, int):
             response.error.code, response.error.message = step, "scripted"
@@ -187,7 +164,7 @@ class _Connection:
         way = next(filter(None, map(self._server.spoils, rows)), "")
         self._server.spoilt += bool(way)
         if way == "end":
-            raise _invalid("bad request")
+            raise invalid("bad request")
         return bool(way)
 
     def _open(self, request: Any) -> Table:
@@ -201,93 +178,30 @@ class _Connection:
                 self._server.faults.append(f"routing header {self._routing!r} for {name}")
             self._stream = name
         elif name and name != self._stream:
-            raise _invalid("another stream on the same connection")
+            raise invalid("another stream on the same connection")
         table_name, _, stream = self._stream.partition("/streams/")
         table = self._server.tables.get(table_name)
         if table is None or stream != "_default":
             raise AbortError(grpc.StatusCode.NOT_FOUND, f"Requested entity was not found: {self._stream}")
         if request.proto_rows.HasField("writer_schema"):
-            self._message = _message_class(request.proto_rows.writer_schema.proto_descriptor, table.schema)
+            self._message = message_class(request.proto_rows.writer_schema.proto_descriptor, table.schema)
         return table
 
     def _rows(self, request: Any, table: Table) -> tuple[list[dict[str, Any]], dict[int, str]]:
         rows: list[dict[str, Any]] = []
         errors: dict[int, str] = {}
         if not request.proto_rows.rows.serialized_rows:
-            raise _invalid("a request without rows")
+            raise invalid("a request without rows")
         for index, serialized in enumerate(request.proto_rows.rows.serialized_rows):
             try:
-                row = _row(self._message.FromString(serialized), table.schema)
-                refusal = _fault(row, table.schema) or self._server.refuse(row)
+                row = decoded_row(self._message.FromString(serialized), table.schema)
+                refusal = row_fault(row, table.schema) or self._server.refuse(row)
             except DecodeError as error:
                 row, refusal = {}, str(error)
             if refusal:
                 errors[index] = refusal
             rows.append(row)
         return rows, errors
-
-
-def _message_class(descriptor: Any, schema: list[dict[str, Any]]) -> Any:
-    """The class of the writer's rows, if its schema fits the table's."""
-    _require_fit(descriptor, schema)
-    file = descriptor_pb2.FileDescriptorProto(name="received.proto", syntax="proto2")
-    file.message_type.append(descriptor)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(descriptor.name))
-
-
-def _require_fit(descriptor: Any, schema: list[dict[str, Any]]) -> None:
-    columns = {column["name"]: column for column in schema}
-    nested = {one.name: one for one in descriptor.nested_type}
-    for described in descriptor.field:
-        column = columns.get(described.name)
-        if column is None:
-            raise AbortError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"Input schema has more fields: {described.name}"
-            )
-        if described.type not in TAKEN_BY[column["type"]]:
-            raise AbortError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"the type of {described.name} does not convert"
-            )
-        if (described.label == Field.LABEL_REPEATED) != (column["mode"] == "REPEATED"):
-            raise AbortError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"{described.name} is repeated on one side alone"
-            )
-        if column["type"] == "RECORD":
-            _require_fit(nested[described.type_name.rpartition(".")[2]], column["fields"])
-
-
-def _row(message: Any, schema: list[dict[str, Any]]) -> dict[str, Any]:
-    """The message as a dictionary without what is not set; times are datetimes where they are in range."""
-    if len(unknown_fields.UnknownFieldSet(message)):
-        raise DecodeError("the row has fields that its schema has not")
-    columns = {column["name"]: column for column in schema}
-    row: dict[str, Any] = {}
-    for descriptor, value in message.ListFields():
-        column = columns[descriptor.name]
-        if column["type"] == "RECORD":
-            row[descriptor.name] = [_row(record, column["fields"]) for record in value]
-        elif column["type"] == "TIMESTAMP" and FIRST_MICROS <= value <= LAST_MICROS:
-            row[descriptor.name] = EPOCH + timedelta(microseconds=value)
-        else:
-            row[descriptor.name] = value
-    return row
-
-
-def _fault(row: dict[str, Any], schema: list[dict[str, Any]]) -> str:
-    """What BigQuery would refuse the row for."""
-    for column in schema:
-        value = row.get(column["name"])
-        if value is None and column["mode"] == "REQUIRED":
-            return f"Field {column['name']} is required"
-        if column["type"] == "TIMESTAMP" and isinstance(value, int):
-            return f"Field {column['name']} is out of range"
-        if column["type"] == "RECORD":
-            for record in value or ():
-                if fault := _fault(record, column["fields"]):
-                    return fault
-    return ""
 
 
 def main() -> None:

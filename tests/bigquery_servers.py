@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from transforms import bigquery_writer
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA
@@ -47,6 +50,19 @@ def set_faults(url: str, *faults: dict[str, Any]) -> None:
     request = urllib.request.Request(f"{url}/signin/faults", json.dumps(faults).encode(), method="POST")
     with urllib.request.urlopen(request, timeout=5) as answer:
         assert answer.status == 200
+
+
+async def queries_more(url: str, count: int) -> None:
+    """Waits until the local BigQuery was asked so many queries more."""
+    async with httpx.AsyncClient() as client, asyncio.timeout(20):
+
+        async def queries() -> int:
+            calls = (await client.get(f"{url}/signin/faults")).json()
+            return calls.get("queries", 0) + calls.get("jobs", 0)  # either way of asking
+
+        before = await queries()
+        while await queries() < before + count:  # noqa: ASYNC110 - the server is asked
+            await asyncio.sleep(0.02)
 
 
 def forget_clients() -> None:

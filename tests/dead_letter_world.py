@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -85,3 +86,31 @@ async def ended(client, location, seconds=30.0):
 
 def numbers(found):
     return {name: found[name] for name in ("letters", "read", "replayed", "repeated", "unreplayable")}
+
+
+async def published(world, count):
+    """The messages since the last call, once at least `count` are there and no more come."""
+    found = {}
+    deadline = asyncio.get_running_loop().time() + 20
+    while True:
+        before = len(found)
+        # The reader acknowledges nothing, so that Pub/Sub delivers again what this took long for.
+        new = [each for each in await world.reader.pull(1) if each.message_id not in world.seen]
+        found.update({message.message_id: message for message in new})
+        if len(found) >= count and len(found) == before:
+            world.seen.update(found)
+            return list(found.values())
+        assert asyncio.get_running_loop().time() < deadline, len(found)
+        await asyncio.sleep(0.02)
+
+
+async def payloads(world, count):
+    """How often each payload was published since the last call."""
+    return Counter(message.data for message in await published(world, count))
+
+
+async def read_of(world, location, count):
+    deadline = asyncio.get_running_loop().time() + 20
+    while (await world.client.get(location)).json()["read"] < count:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.02)

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from tests.bigquery_servers import PROJECT, local_bigquery
+from tests.running import environment
 from tests.service_account import write_service_account
 from tests.storage_server import StorageServer
-from tests.test_user_signin import environment
 from transforms.bigquery_tables import client
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import PROJECT
-from tests.test_local_engine import until
+from tests.engine_place import until
 from transforms import bigquery_tables
 from transforms.bigquery_append import AppendRows
 from transforms.bigquery_delivery import TAKEN

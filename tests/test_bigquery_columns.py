@@ -8,7 +8,7 @@ import pytest
 
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import StrictBigQuery, failure
-from tests.test_bigquery_write import METHODS, POLICY, TABLE, Servers, age_columns, ids, messages_of
+from tests.write_servers import METHODS, POLICY, TABLE, Servers, age_columns, ids, messages_of
 from transforms import bigquery_tables, bigquery_writer
 from transforms.bigquery_rows import SIGNIN_SCHEMA
 

@@ -21,9 +21,9 @@ from pipeline.options import parse
 from pipeline.user_signin import build
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import PROJECT, StrictBigQuery, failure, refusal
+from tests.engine_place import Place, until
 from tests.pubsub_process import PubsubProcess
-from tests.test_bigquery_write import LETTERS, METHODS, TABLE, event, ids
-from tests.test_local_engine import Place, until
+from tests.write_servers import LETTERS, METHODS, TABLE, event, ids
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA
 from transforms.signin_event import encode
 

@@ -21,8 +21,8 @@ from pipeline.options import parse
 from pipeline.user_signin import build
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import PROJECT, forget_clients, local_bigquery, set_faults
+from tests.engine_place import Place, until
 from tests.pubsub_process import PubsubProcess
-from tests.test_local_engine import Place, until
 from transforms import bigquery_tables, bigquery_writer
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, parse_table
 from transforms.signin_event import SigninEvent, encode

@@ -9,139 +9,30 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
-import apache_beam as beam
 import grpc
 import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage as BeamMessage
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from google.rpc import code_pb2
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.append_rows_server import AppendRowsServer
-from tests.bigquery_servers import PROJECT, StrictBigQuery, failure, refusal
-from transforms import bigquery_writer
-from transforms.bigquery_delivery import WritePolicy, requests
-from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, TableRef, dead_letter_row, is_cut
-from transforms.bigquery_write import WriteDeadLetters, WriteSignins
-from transforms.signin_event import SigninEvent, encode
-
-POLICY = WritePolicy(attempts=4, call_seconds=5, first_pause_seconds=0.01, longest_pause_seconds=0.02)
-TABLE = TableRef(PROJECT, "user_signin", "signins")
-LETTERS = TableRef(PROJECT, "user_signin", "dead_letters")
-DATE = "2024-01-02T03:04:05.000006Z"
-METHODS = ("INSERT_ALL", "STORAGE_WRITE")
-
-
-def event(number: int) -> SigninEvent:
-    return SigninEvent(f"user-{number}", DATE, f"id-{number}", {"n": str(number)})
-
-
-def messages_of(count: int) -> list[bytes]:
-    return [encode(event(number)) for number in range(count)]
-
-
-class Result(NamedTuple):
-    letters: list[dict[str, Any]]
-    counters: Counter[str]
-    distributions: dict[str, Any]
-
-
-_collected: list[dict[str, Any]] = []
-
-
-def _collect(row: dict[str, Any]) -> None:
-    _collected.append(row)
-
-
-def run_pipeline(elements: list[Any], step: Any) -> Result:
-    """Runs a step as a pipeline of one bundle; its output goes by way of a list."""
-    _collected.clear()
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        letters = pipeline | beam.Create(elements, reshuffle=False) | step
-        _ = letters | beam.Map(_collect)
-    found = pipeline.result.metrics().query()
-    counters: Counter[str] = Counter()
-    for counter in found["counters"]:
-        counters[counter.key.metric.name] += counter.committed
-    distributions = {d.key.metric.name: d.committed for d in found["distributions"]}
-    return Result(list(_collected), counters, distributions)
-
-
-class Servers:
-    """BigQuery's REST API and its Storage Write API, with the same words for what both can do."""
-
-    def __init__(self, method: str, rest: StrictBigQuery, append: AppendRowsServer) -> None:
-        self.method, self.rest, self.append = method, rest, append
-        self.table = append.create(TABLE, SIGNIN_SCHEMA)
-        self.letters = append.create(LETTERS, DEAD_LETTER_SCHEMA)
-
-    def write(self, messages: list[Any], policy: WritePolicy = POLICY) -> Result:
-        step = WriteSignins(
-            TABLE,
-            method=self.method,
-            emulator_host=self.rest.url,
-            storage_emulator_host=self.append.address,
-            policy=policy,
-            pipeline_version="1.2",
-            job_id="job-9",
-        )
-        return run_pipeline(messages, step)
-
-    def write_letters(self, letters: list[dict[str, Any]], topic: Any = None) -> Counter[str]:
-        step = WriteDeadLetters(
-            LETTERS,
-            method=self.method,
-            emulator_host=self.rest.url,
-            storage_emulator_host=self.append.address,
-            policy=POLICY,
-            topic=topic,
-        )
-        return run_pipeline(letters, step).counters
-
-    def refuse(self, *userids: str) -> None:
-        """Refuses the rows of these users for good."""
-        self.append.refuse = lambda row: "bad user" if row.get("userid") in userids else ""
-
-        def judge(rows: list[dict[str, Any]]) -> Any:
-            bad = [index for index, row in enumerate(rows) if row.get("userid") in userids]
-            errors = [refusal(index, "invalid", message="bad user") for index in bad]
-            return 200, {"insertErrors": errors}
-
-        self.rest.script = [judge] * 100
-
-    def fail(self, *codes: tuple[Any, Any]) -> None:
-        """Each next call fails: an answer of REST, or a step of the AppendRows server."""
-        self.rest.script = [answer for answer, _ in codes]
-        self.append.script.extend(step for _, step in codes)
-
-    def taken(self) -> list[dict[str, Any]]:
-        return self.rest.taken if self.method == "INSERT_ALL" else self.table.rows
-
-    def taken_letters(self) -> list[dict[str, Any]]:
-        return self.rest.taken if self.method == "INSERT_ALL" else self.letters.rows
-
-    def requests(self) -> list[int]:
-        return (
-            [len(rows) for rows in self.rest.requests]
-            if self.method == "INSERT_ALL"
-            else self.append.requests
-        )
-
-
-@pytest.fixture(params=METHODS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with StrictBigQuery() as rest, AppendRowsServer() as append:
-        servers = Servers(request.param, rest, append)
-        yield servers
-        assert append.faults == []
-
-
-def ids(rows: list[dict[str, Any]]) -> list[str]:
-    return sorted(row["event_id"] for row in rows)
-
+from tests.bigquery_servers import StrictBigQuery, failure
+from tests.write_servers import (
+    LETTERS,
+    METHODS,
+    POLICY,
+    TABLE,
+    Servers,
+    age_columns,
+    event,
+    ids,
+    messages_of,
+    write_servers,
+)
+from transforms.bigquery_rows import SIGNIN_SCHEMA
+from transforms.bigquery_write import WriteDeadLetters
+from transforms.signin_event import encode
 
 TRANSIENT = {
     "503": ((503, {}), grpc.StatusCode.UNAVAILABLE),
@@ -154,6 +45,12 @@ TRANSIENT = {
     "backend": (failure(400, "backendError"), grpc.StatusCode.INTERNAL),
     "reset": ((0, {}), grpc.StatusCode.UNKNOWN),
 }
+
+
+@pytest.fixture(params=METHODS)
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    with write_servers(request.param) as servers:
+        yield servers
 
 
 @pytest.mark.parametrize("trouble", list(TRANSIENT))
@@ -243,58 +140,6 @@ def test_bad_messages_and_bad_rows_come_out_of_one_bundle(servers: Servers):
     assert counters["rows_written"] == 3
 
 
-@pytest.mark.parametrize(
-    ("policy", "messages", "most"),
-    [
-        (replace(POLICY, max_rows=2), 9, 2),
-        (replace(POLICY, max_bytes=250), 9, 4),
-        (replace(POLICY, max_seconds=0), 600, 300),
-    ],
-)
-def test_a_bundle_goes_in_requests_of_bounded_rows_bytes_and_time(
-    servers: Servers, policy: WritePolicy, messages: int, most: int
-):
-    servers.refuse("user-0", "user-5")
-    letters, _, _ = servers.write(messages_of(messages), policy)
-    assert 1 < max(servers.requests()) <= most
-    assert sorted(letter["event_id"] for letter in letters) == ["id-0", "id-5"]
-    assert len(ids(servers.taken())) == len(set(ids(servers.taken()))) == messages - 2
-
-
-def test_no_more_messages_are_held_than_the_bound_says_however_large_their_attributes(servers: Servers):
-    attributes = {f"k{number}": "é" * 1000 for number in range(20)}
-    messages = [BeamMessage(body, attributes) for body in messages_of(600)]
-    letters, _, _ = servers.write(messages, replace(POLICY, max_bytes=1_000_000))
-    assert letters == []
-    assert len(ids(servers.taken())) == len(set(ids(servers.taken()))) == 600
-    assert max(servers.requests()) <= 256  # what is decoded at once
-
-
-def test_dead_letters_are_not_held_beyond_the_bound_however_large_their_attributes(servers: Servers):
-    letter = LETTER | {"attributes": [{"key": "k", "value": "v" * 100_000}]}
-    step = WriteDeadLetters(
-        LETTERS,
-        method=servers.method,
-        emulator_host=servers.rest.url,
-        storage_emulator_host=servers.append.address,
-        policy=replace(POLICY, max_bytes=250_000),
-    )._write
-    step.start_bundle()
-    for _ in range(10):
-        step.process(letter)
-    assert len(servers.taken_letters()) >= 8
-
-
-def test_requests_stay_below_the_limit_in_bytes_whatever_the_text(servers: Servers):
-    long = [encode(SigninEvent(f"u{n}", DATE, f"id-{n}", {"a": "é😀\x7f" * 300})) for n in range(60)]
-    result = servers.write(long, replace(POLICY, max_bytes=30_000))
-    assert result.counters["rows_written"] == 60
-    sizes = servers.rest.sizes if servers.method == "INSERT_ALL" else servers.append.sizes
-    assert len(sizes) > 1
-    assert max(sizes) <= 31_000  # what surrounds the rows included
-    assert {row["attributes"][0]["value"] for row in servers.taken()} == {"é😀\x7f" * 300}
-
-
 def test_latency_freshness_and_bytes_are_measured(servers: Servers):
     early = datetime.now(UTC) - timedelta(seconds=10)
     late = datetime.now(UTC) - timedelta(seconds=2)
@@ -376,89 +221,6 @@ def test_connections_and_columns_are_kept_from_bundle_to_bundle(servers: Servers
         servers.write(messages_of(1))
     assert servers.rest.table_reads == 1
     assert servers.append.connections == (servers.method == "STORAGE_WRITE")
-
-
-LETTER = dead_letter_row(
-    stage="decode",
-    reason="invalid_json",
-    detail="no",
-    payload=b"x",
-    attributes={"k": "v"},
-    message_id="m-1",
-    job_id="job-9",
-)
-
-
-def test_dead_letters_are_written_with_their_bytes(servers: Servers):
-    assert servers.write_letters([LETTER] * 3) == {"dead_letters_written": 3}
-    payload = servers.taken_letters()[0]["payload"]
-    assert (base64.b64decode(payload) if isinstance(payload, str) else payload) == b"x"
-
-
-def test_a_refused_dead_letter_is_written_without_what_it_need_not_have(servers: Servers):
-    servers.append.refuse = lambda row: "bad" if "message_id" in row else ""
-
-    def judge(rows: list[dict[str, Any]]) -> Any:
-        bad = [index for index, row in enumerate(rows) if "message_id" in row]
-        return 200, {"insertErrors": [refusal(index, "invalid") for index in bad]}
-
-    servers.rest.script = [judge] * 9
-    assert servers.write_letters([LETTER, LETTER])["dead_letters_written"] == 2
-    kept = servers.taken_letters()[0]
-    assert (kept["stage"], kept["reason"]) == ("decode", "invalid_json")
-    assert "refused as it was" in kept["detail"]
-
-
-def test_a_dead_letter_that_is_refused_for_good_ends_there_counted_and_logged(
-    servers: Servers, caplog: pytest.LogCaptureFixture
-):
-    servers.append.refuse = lambda row: "bad" if row["reason"] == "invalid_json" else ""
-
-    def judge(rows: list[dict[str, Any]]) -> Any:
-        bad = [index for index, row in enumerate(rows) if row["reason"] == "invalid_json"]
-        return 200, {"insertErrors": [refusal(index, "invalid") for index in bad]}
-
-    servers.rest.script = [judge] * 9
-    counters = servers.write_letters([LETTER, LETTER | {"reason": "empty_body"}])
-    assert counters["dead_letters_refused"] == 1
-    assert counters["dead_letters_written"] == 1
-    assert "message m-1, is refused by signin-local.user_signin.dead_letters" in caplog.text
-
-
-def test_the_largest_dead_letter_fits_into_a_request(servers: Servers):
-    attributes = {f"{n:03}" + "é" * 125: "\u0000" * 1024 for n in range(100)}  # the limits of Pub/Sub
-    letter = dead_letter_row(
-        stage="decode",
-        reason="invalid_json",
-        detail="é" * 9999,
-        payload=b"\xff" * 10_000_000,
-        attributes=attributes,
-    )
-    assert is_cut(letter["detail"])
-    assert servers.write_letters([letter]) == {"dead_letters_written": 1}
-
-
-def age_columns(seconds: float = 10.0) -> None:
-    """Lets time pass since the columns were read, or could not be."""
-    for writer in bigquery_writer._writers.values():
-        writer._read_at -= seconds
-        writer._failed_at -= seconds
-
-
-@pytest.mark.parametrize("failures", range(1, 12))
-def test_the_pause_grows_and_is_bounded(failures: int):
-    policy = WritePolicy()
-    longest = min(policy.first_pause_seconds * 2 ** (failures - 1), policy.longest_pause_seconds)
-    assert longest / 2 <= policy.pause_seconds(failures) <= longest
-
-
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 7), st.integers(1, 120))
-def test_requests_cover_all_rows_once_and_stay_within_the_policy(sizes, max_rows, max_bytes):
-    parts = list(requests(sizes, WritePolicy(max_rows=max_rows, max_bytes=max_bytes)))
-    assert [index for start, stop in parts for index in range(start, stop)] == list(range(len(sizes)))
-    for start, stop in parts:
-        assert stop - start <= max_rows
-        assert sum(sizes[start:stop]) <= max_bytes or stop - start == 1
 
 
 def test_the_steps_pickle():

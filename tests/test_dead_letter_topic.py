@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.local.faults import Fault, set_faults
+from tests.engine_place import Place
 from tests.pubsub_process import PubsubProcess
-from tests.test_local_engine import Place
 from transforms import dead_letter_topic
 from transforms.bigquery_rows import dead_letter_row
 from transforms.dead_letter_topic import Publisher, attributes

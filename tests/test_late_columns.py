@@ -9,7 +9,7 @@ import pytest
 
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import StrictBigQuery, refusal
-from tests.test_bigquery_write import Servers, ids, messages_of
+from tests.write_servers import Servers, ids, messages_of
 from transforms import bigquery_writer
 
 

@@ -24,7 +24,7 @@ from tests import column_rules
 from tests.any_message import RawMessage, messages
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import StrictBigQuery, refusal
-from tests.test_bigquery_write import LETTERS, METHODS, TABLE
+from tests.write_servers import LETTERS, METHODS, TABLE
 from transforms.bigquery_delivery import WritePolicy
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA
 from transforms.bigquery_write import WriteDeadLetters, WriteSignins

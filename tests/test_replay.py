@@ -1,142 +1,37 @@
-"""Dead letters are published again, each once, whatever happens meanwhile."""
+"""Dead letters are published again, each once, whatever happens meanwhile: against Pub/Sub and BigQuery."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-import httpx
 import pytest
-from apache_beam.pvalue import TaggedOutput
-from google.pubsub_v1 import PubsubMessage
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.dead_letters import replayer as replayer_module
 from service.dead_letters import room
-from service.dead_letters.letters import Letter
 from service.dead_letters.replayer import Replayer
 from service.dead_letters.table import DeadLetterTable
 from service.local.faults import Fault
 from service.models import utc_now
-from tests.bigquery_servers import local_bigquery, set_faults
-from tests.dead_letter_world import EARLY, LetterTables, ended, letter, letter_service, numbers, replay
+from tests.bigquery_servers import local_bigquery, queries_more, set_faults
+from tests.dead_letter_world import (
+    EARLY,
+    LetterTables,
+    ended,
+    letter,
+    letter_service,
+    numbers,
+    payloads,
+    published,
+    read_of,
+    replay,
+)
 from tests.publishing import publishing, stopped_while_woken
 from tests.sample_metrics import labelled, scraped
 from tests.serving import assert_problem, settings_for
-from transforms.pubsub_message import MessageExtractingFn
-from transforms.replay import event_id_of, replay_attributes
-from transforms.signin_event import is_event_id
 
 AWAY = Fault(method="Publish", code="UNAVAILABLE")
-SOME_LETTER = Letter(
-    failed_at=datetime(2026, 1, 2, tzinfo=UTC),
-    stage="decode",
-    reason="invalid_json",
-    detail="",
-    payload=b"{",
-    attributes={"event_id": "e-1", "trace": "t"},
-    message_id="17",
-    publish_time=datetime(2026, 1, 1, tzinfo=UTC),
-    event_id="e-1",
-)
-
-
-def changed(**values):
-    return Letter(**({name: getattr(SOME_LETTER, name) for name in Letter.__slots__} | values))
-
-
-# Which letter is which, and what its message carries
-
-
-def test_two_rows_of_one_message_are_one_letter():
-    again = changed(
-        failed_at=datetime(2026, 5, 5, tzinfo=UTC), reason="row_refused", stage="write", detail="x"
-    )
-    assert again.key == SOME_LETTER.key
-
-
-@pytest.mark.parametrize("change", [{"message_id": "18"}, {"publish_time": datetime(2026, 1, 2, tzinfo=UTC)}])
-def test_another_message_is_another_letter(change):
-    assert changed(**change).key != SOME_LETTER.key
-
-
-@pytest.mark.parametrize(
-    "change", [{"payload": b"}"}, {"event_id": "e-2"}, {"attributes": {"line": "2"}}, {"publish_time": None}]
-)
-def test_without_a_message_id_the_content_tells_letters_apart(change):
-    nameless = changed(message_id=None)
-    assert changed(message_id=None).key == nameless.key != SOME_LETTER.key
-    assert changed(message_id=None, **change).key != nameless.key
-
-
-def test_a_replay_is_no_copy_for_the_deduplication_and_keeps_its_event_id():
-    payload, first = SOME_LETTER.message("a" * 20)
-    _, second = SOME_LETTER.message("b" * 20)
-    assert payload == SOME_LETTER.payload
-    assert first["trace"] == "t"
-    assert len({"e-1", first["event_id"], second["event_id"]}) == 3
-    assert is_event_id(first["event_id"])
-    assert SOME_LETTER.message("a" * 20)[1] == first
-    assert event_id_of(first) == event_id_of(second) == "e-1"
-
-
-def test_a_letter_without_an_event_id_gets_the_same_one_at_each_replay():
-    nameless = changed(attributes={}, event_id=None)
-    ids = {event_id_of(nameless.message(replay_id)[1]) for replay_id in ("a", "b")}
-    assert ids == {f"letter:{nameless.key}"}
-    assert is_event_id(ids.pop())
-
-
-def test_a_letter_that_knows_its_event_id_only_by_the_column_keeps_it():
-    assert event_id_of(changed(attributes={}).message("a")[1]) == "e-1"
-
-
-@given(st.dictionaries(st.text(), st.text(), max_size=5), st.lists(st.sampled_from("abc"), min_size=1))
-def test_however_often_a_letter_fails_again_its_event_id_and_its_attributes_stay(attributes, replays):
-    key = SOME_LETTER.key
-    attributes = {name: value for name, value in attributes.items() if not name.startswith("goog")}
-    attributes.pop("replay_of", None)
-    wanted = event_id_of(attributes) or f"letter:{key}"
-    current = attributes
-    for name in replays:
-        current = replay_attributes(current, key, name)
-        assert event_id_of(current) == wanted
-        assert current["event_id"] == f"replay:{name}:{key}"
-    own = {"event_id", "replay_of", "original_event_id"}
-    assert {n: v for n, v in current.items() if n not in own} == {
-        n: v for n, v in attributes.items() if n not in own
-    }
-
-
-def processed(letter):
-    """What the job makes of a letter's replay: the row, or the next dead letter."""
-    data, attributes = letter.message("r" * 20)
-    (output,) = MessageExtractingFn().process(PubsubMessage.pb()(data=data, attributes=attributes))
-    return output.value if isinstance(output, TaggedOutput) else output
-
-
-def test_what_fails_again_is_a_new_letter_of_the_same_event_and_can_be_replayed_again():
-    row = processed(SOME_LETTER)
-    assert (row["reason"], row["event_id"]) == ("invalid_json", "e-1")
-    attributes = {record["key"]: record["value"] for record in row["attributes"]}
-    assert attributes["replay_of"] == SOME_LETTER.key
-    second = changed(attributes=attributes, event_id=row["event_id"], message_id="99")
-    assert second.key != SOME_LETTER.key
-    assert processed(second)["event_id"] == "e-1"
-
-
-@pytest.mark.parametrize(
-    ("attributes", "event_id"), [({"event_id": "e-1"}, "e-1"), ({}, f"letter:{changed(event_id=None).key}")]
-)
-def test_the_row_of_a_replay_has_the_event_id_of_the_first_message(attributes, event_id):
-    payload = b'{"userid": "u", "date": "2026-01-02T03:04:05Z"}'
-    mended = changed(payload=payload, attributes=attributes, event_id=attributes.get("event_id"))
-    assert processed(mended)["event_id"] == event_id
-
-
-# Against Pub/Sub and BigQuery
 
 
 @pytest.fixture(scope="module")
@@ -151,27 +46,6 @@ def tables(bigquery, request):
     yield tables
     set_faults(bigquery)
     tables.close()
-
-
-async def published(world, count):
-    """The messages since the last call, once at least `count` are there and no more come."""
-    found = {}
-    deadline = asyncio.get_running_loop().time() + 20
-    while True:
-        before = len(found)
-        # The reader acknowledges nothing, so that Pub/Sub delivers again what this took long for.
-        new = [each for each in await world.reader.pull(1) if each.message_id not in world.seen]
-        found.update({message.message_id: message for message in new})
-        if len(found) >= count and len(found) == before:
-            world.seen.update(found)
-            return list(found.values())
-        assert asyncio.get_running_loop().time() < deadline, len(found)
-        await asyncio.sleep(0.02)
-
-
-async def payloads(world, count):
-    """How often each payload was published since the last call."""
-    return Counter(message.data for message in await published(world, count))
 
 
 async def test_every_letter_is_published_once_and_the_dry_run_says_the_same_numbers(
@@ -291,13 +165,6 @@ async def test_a_letter_that_no_outbox_of_these_bounds_can_hold_fails_the_replay
         assert await payloads(world, 2) == Counter([b"{1", b"{2"])
 
 
-async def read_of(world, location, count):
-    deadline = asyncio.get_running_loop().time() + 20
-    while (await world.client.get(location)).json()["read"] < count:
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.02)
-
-
 async def test_one_replay_at_a_time_until_it_is_cancelled(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(replayer_module, "BATCH_LETTERS", 50)
     monkeypatch.setattr(room, "MOST_WAITING_EVENTS", 10)
@@ -350,19 +217,6 @@ async def test_a_replayer_that_is_stopped_at_the_moment_in_which_it_is_woken_end
     async with publishing(settings_for(tmp_path)) as world:
         replayer = Replayer(world.database, world.outbox, DeadLetterTable(settings_for(tmp_path)))
         await stopped_while_woken(replayer, replayer._woken, steps)
-
-
-async def queries_more(url, count):
-    """Waits until the local BigQuery was asked so many queries more."""
-    async with httpx.AsyncClient() as client, asyncio.timeout(20):
-
-        async def queries():
-            calls = (await client.get(f"{url}/signin/faults")).json()
-            return calls.get("queries", 0) + calls.get("jobs", 0)  # either way of asking
-
-        before = await queries()
-        while await queries() < before + count:  # noqa: ASYNC110 - the server is asked
-            await asyncio.sleep(0.02)
 
 
 async def test_a_bigquery_that_comes_back_does_not_end_the_replay(tmp_path, tables, monkeypatch):

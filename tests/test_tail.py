@@ -1,4 +1,4 @@
-"""`signin tail` as a user runs it, and the README's program that notifies of each sign-in."""
+"""`signin tail` as a user runs it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import sys
-from contextlib import asynccontextmanager
 
 import pytest
 from google.pubsub_v1 import types
@@ -15,99 +13,13 @@ from google.pubsub_v1 import types
 from service.cli.tail import gap_of
 from service.local.faults import Fault
 from service.subscriber import Past
-from tests.readme_tables import README
-from tests.running import clean_environment
-from tests.serving import pubsub_with_topic, until
-
-DATE = "2026-01-02T03:04:05.000006Z"
-PROJECT = "signin-local"
-JOB_SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/user-signin-bigquery"
-
-
-class Tail:
-    """A running `signin tail` and what it printed."""
-
-    def __init__(self, process):
-        self.process = process
-        self.notes = ""
-
-    async def line(self):
-        line = await asyncio.wait_for(self.process.stdout.readline(), 20)
-        assert line, self.notes + (await self.process.stderr.read()).decode()
-        return line.decode().rstrip("\n")
-
-    async def note(self, words):
-        """Reads what it tells people until it says `words`."""
-        while words not in self.notes:
-            line = await asyncio.wait_for(self.process.stderr.readline(), 20)
-            assert line, f"{self.notes!r} says nothing of {words!r}"
-            self.notes += line.decode()
-
-    async def end(self, number=None):
-        """The exit code and what else it printed."""
-        if number:
-            self.process.send_signal(number)
-        out, err = await asyncio.wait_for(self.process.communicate(), 20)
-        self.notes += err.decode()
-        return self.process.returncode, out.decode()
-
-
-class World:
-    def __init__(self, server, settings, reader, directory):
-        self.server = server
-        self.reader = reader
-        self.settings = settings
-        self.directory = directory
-        self.environment = clean_environment() | {
-            "PUBSUB_EMULATOR_HOST": server.address,
-            "DATAFLOW_EMULATOR_HOST": "127.0.0.1:1",
-            "GOOGLE_CLOUD_PROJECT": PROJECT,
-            "COLUMNS": "200",
-        }
-
-    async def publish(self, *messages):
-        built = [types.PubsubMessage.pb()(data=data, attributes=attributes) for data, attributes in messages]
-        request = types.PublishRequest.pb()(topic=self.settings.topic_path, messages=built)
-        await self.reader.call("Publisher", "Publish", request, types.PublishResponse.pb())
-
-    async def subscriptions(self):
-        request = types.ListSubscriptionsRequest.pb()(project=f"projects/{PROJECT}")
-        answer = await self.reader.call(
-            "Subscriber", "ListSubscriptions", request, types.ListSubscriptionsResponse.pb()
-        )
-        return {one.name for one in answer.subscriptions}
-
-    @asynccontextmanager
-    async def run(self, *command, **environment):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *command,
-            cwd=self.directory,
-            env=self.environment | environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            yield Tail(process)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-    def tail(self, *arguments):
-        return self.run("-m", "service", "tail", *arguments)
+from tests.tail_world import DATE, JOB_SUBSCRIPTION, PROJECT, signin, tail_world
 
 
 @pytest.fixture
 async def world(tmp_path):
-    async with pubsub_with_topic(tmp_path, project=PROJECT) as (server, settings, reader):
-        yield World(server, settings, reader, tmp_path)
-
-
-def signin(number, **attributes):
-    event = {"userid": f"user-{number}", "date": DATE, "event_id": f"e-{number}"}
-    return json.dumps(event | ({"attributes": attributes} if attributes else {})).encode(), {}
+    async with tail_world(tmp_path) as world:
+        yield world
 
 
 async def test_events_are_printed_as_they_come_and_nothing_is_left_behind(world):
@@ -273,54 +185,3 @@ async def test_a_topic_that_is_not_there_is_named(world):
     async with world.tail() as tail:
         assert (await tail.end())[0] == 1
     assert "topics/nowhere cannot be subscribed to: NOT_FOUND" in tail.notes
-
-
-# The program of the README
-
-
-class Webhook:
-    """Takes notifications over HTTP; the first answer is 503."""
-
-    def __init__(self):
-        self.texts = []
-        self.refused = 0
-
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/"
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _answer(self, reader, writer):
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        body = await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r")[0]))
-        status = b"200 OK"
-        if not self.refused:
-            self.refused, status = 1, b"503 Unavailable"
-        else:
-            self.texts.append(json.loads(body)["text"])
-        writer.write(b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status)
-        await writer.drain()
-        writer.close()
-
-
-async def test_the_readmes_program_notifies_of_each_sign_in(world):
-    program = (
-        README.read_text().split("<!-- program: notify.py -->")[1].split("```python\n")[1].split("```")[0]
-    )
-    assert len(program.splitlines()) <= 35
-    (world.directory / "notify.py").write_text(program)
-    async with Webhook() as webhook, world.run("notify.py", WEBHOOK_URL=webhook.url):
-        path = f"projects/{PROJECT}/subscriptions/user-signin-notify"
-        deadline = asyncio.get_running_loop().time() + 20
-        while path not in await world.subscriptions():
-            assert asyncio.get_running_loop().time() < deadline
-            await asyncio.sleep(0.05)
-        await world.publish((b"broken", {}), (signin(7)[0], {"replay_of": "k", "event_id": "r"}))
-        await world.publish(*(signin(number) for number in range(5)))
-        await until(lambda: len(webhook.texts) >= 5, 20)
-    assert sorted(webhook.texts) == [f"user-{number} signed in at {DATE}" for number in range(5)]
-    assert webhook.refused == 1

@@ -16,7 +16,7 @@ from pipeline.options import OptionsError, parse
 from pipeline.user_signin import build, run
 from tests.bigquery_servers import PROJECT, StrictBigQuery, refusal
 from tests.graph_snapshot import dry_run
-from tests.test_bigquery_write import TABLE, event, messages_of, run_pipeline
+from tests.write_servers import TABLE, event, messages_of, run_pipeline
 from transforms.bigquery_write import WriteSignins
 from transforms.signin_event import encode
 

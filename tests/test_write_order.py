@@ -11,7 +11,7 @@ import pytest
 
 from tests.append_rows_server import AppendRowsServer
 from tests.bigquery_servers import StrictBigQuery, failure
-from tests.test_bigquery_write import LETTERS, METHODS, POLICY, TABLE, Servers, ids, messages_of, run_pipeline
+from tests.write_servers import LETTERS, METHODS, POLICY, TABLE, Servers, ids, messages_of, run_pipeline
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA
 from transforms.bigquery_write import WriteDeadLetters, WriteSignins
 

@@ -13,7 +13,7 @@ from pipeline.options import OptionsError, parse
 from tests.bigquery_servers import StrictBigQuery, failure, refusal
 from tests.otlp_receiver import Receiver
 from tests.running import clean_environment
-from tests.test_bigquery_write import LETTERS, POLICY, TABLE, messages_of, run_pipeline
+from tests.write_servers import LETTERS, POLICY, TABLE, messages_of, run_pipeline
 from transforms import trace_context, write_traces
 from transforms.bigquery_write import WriteDeadLetters, WriteSignins
 from transforms.write_traces import WriteTraces
