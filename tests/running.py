@@ -59,8 +59,7 @@ def clean_environment():
 
 def environment(**variables):
     """The environment of a machine that knows nothing of Google."""
-    kept = {k: value for k, value in os.environ.items() if "GOOGLE" not in k and "EMULATOR" not in k}
-    return {**kept, "CLOUDSDK_CONFIG": "/nonexistent", "NO_GCE_CHECK": "true", **variables}
+    return {**clean_environment(), "CLOUDSDK_CONFIG": "/nonexistent", "NO_GCE_CHECK": "true", **variables}
 
 
 class Up:

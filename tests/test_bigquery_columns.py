@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.append_rows_server import AppendRowsServer
-from tests.bigquery_servers import StrictBigQuery, failure
-from tests.write_servers import METHODS, POLICY, TABLE, Servers, age_columns, ids, messages_of
+from tests.bigquery_servers import failure
+from tests.write_servers import METHODS, POLICY, TABLE, Servers, age_columns, ids, messages_of, write_servers
 from transforms import bigquery_tables, bigquery_writer
 from transforms.bigquery_rows import SIGNIN_SCHEMA
 
@@ -27,9 +26,8 @@ def _are_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=METHODS)
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with StrictBigQuery() as rest, AppendRowsServer() as append:
-        yield Servers(request.param, rest, append)
-        assert append.faults == []
+    with write_servers(request.param) as servers:
+        yield servers
 
 
 def test_rows_wait_as_long_as_the_table_cannot_take_them(servers: Servers):

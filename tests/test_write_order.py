@@ -9,9 +9,18 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-from tests.append_rows_server import AppendRowsServer
-from tests.bigquery_servers import StrictBigQuery, failure
-from tests.write_servers import LETTERS, METHODS, POLICY, TABLE, Servers, ids, messages_of, run_pipeline
+from tests.bigquery_servers import failure
+from tests.write_servers import (
+    LETTERS,
+    METHODS,
+    POLICY,
+    TABLE,
+    Servers,
+    ids,
+    messages_of,
+    run_pipeline,
+    write_servers,
+)
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA
 from transforms.bigquery_write import WriteDeadLetters, WriteSignins
 
@@ -20,9 +29,8 @@ QUICK = replace(POLICY, attempts=2)
 
 @pytest.fixture(params=METHODS)
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with StrictBigQuery() as rest, AppendRowsServer() as append:
-        yield Servers(request.param, rest, append)
-        assert append.faults == []
+    with write_servers(request.param) as servers:
+        yield servers
 
 
 class WriteBoth(beam.PTransform):  # type: ignore[misc]
