@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import threading
@@ -15,14 +13,11 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from service.cli import app, loadtest
-from service.load import Crowd, Plan, Samples, Target, percentile
-from service.load.signins import PUBLISHED, REFUSED, SPOOLED, UNKNOWN, Signins
 from service.local.faults import Fault, set_faults
+from tests.loadtest_figures import answers, figures, load
 from tests.pubsub_topic import make_topic, pull_all
 from tests.running import until
 from tests.sample_metrics import read
@@ -37,22 +32,6 @@ def served(tmp_path_factory):
         make_topic(pubsub.address)
         with service(directory, pubsub.address, SIGNIN_OUTBOX_MAX_ROWS="40") as ours:
             yield SimpleNamespace(url=ours.address, pubsub=pubsub.address, process=ours, directory=directory)
-
-
-def load(*options, **environment):
-    """The exit code of the command and what it printed."""
-    done = CliRunner().invoke(app, ["loadtest", "--warm-up", "0", *map(str, options)], env=environment)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, done.output
-
-
-def figures(*options, **environment):
-    code, text = load("--json", *options, **environment)
-    return code, json.loads(text[text.index("{") : text.rindex("}") + 1])
-
-
-def answers(found):
-    return {(each["status"], each["code"]): each["events"] for each in found["answers"]}
 
 
 # Against the service
@@ -189,38 +168,6 @@ def test_a_rate_limit_is_told_and_the_key_comes_from_the_environment(served, tmp
     assert key not in json.dumps(found)
 
 
-# Servers that do not answer as they should
-
-
-@pytest.fixture
-def port():
-    """A port on which somebody listens and never accepts, answers or closes."""
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as listener:
-        yield listener.getsockname()[1]
-
-
-def test_a_server_that_hangs_is_counted_as_timeouts_and_breaks_every_limit_of_the_latency(port):
-    code, found = figures(
-        *("--url", f"http://127.0.0.1:{port}", "--rate", 200, "--duration", 0.5, "--timeout", 0.3),
-        *("--concurrency", 2, "--max-p99-ms", 100_000),
-    )
-    assert code == 1
-    assert found["unanswered"] == {"timeout": 100}
-    assert found["latency_ms"]["p50"] is None
-    assert found["verdicts"][0]["met"] is False
-
-
-@pytest.mark.parametrize("options", [("--rate", 40), ("--concurrency", 2)])
-def test_a_port_where_nobody_listens_is_counted_and_not_hammered(options):
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
-    code, found = figures("--url", f"http://127.0.0.1:{port}", "--duration", 0.5, *options)
-    assert code == 1
-    assert found["unanswered"].keys() == {"connection refused"}
-    assert 2 <= found["requests"] <= 24
-    assert found["error_share"] == 1
-
-
 def test_ctrl_c_prints_what_there_is(served):
     def requests():
         samples = read(httpx.get(f"{served.url}/metrics", timeout=10).text)
@@ -239,75 +186,6 @@ def test_ctrl_c_prints_what_there_is(served):
     assert found["interrupted"] is True
     assert 10 < found["requests"] < 3000
     assert 0 < found["seconds"] < 30
-
-
-async def answering(answer):
-    """A server that sends these bytes to whoever asks, and its port."""
-
-    async def serve(reader, writer):
-        try:
-            while await reader.readuntil(b"\r\n\r\n"):
-                await reader.readexactly(1)
-                writer.write(answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    return server, server.sockets[0].getsockname()[1]
-
-
-REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx"
-
-
-@pytest.mark.parametrize(
-    ("answer", "status", "body"),
-    [
-        (b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\nok", 202, b"ok"),
-        (
-            b"HTTP/1.1 202 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
-            202,
-            b"ok",
-        ),
-        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", 503, b""),
-        (b"HTTP/1.1 429 Slow\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 429, b""),
-        (b"SSH-2.0-OpenSSH\r\n", 0, b""),
-    ],
-)
-async def test_answers_come_in_every_form_that_http_has(answer, status, body):
-    server, port = await answering(answer)
-    seen = []
-    crowd = Crowd(
-        Target("127.0.0.1", port),
-        Plan(2, 5.0, requests=6, timeout_seconds=2.0),
-        lambda _: REQUEST,
-        lambda index, status, body, counts: seen.append((status, body, counts)),
-    )
-    samples = await crowd.run()
-    server.close()
-    assert seen == [(status, body, True)] * 6
-    assert samples.statuses() == {str(status): 6}
-    assert crowd.failures == ({} if status else {"not HTTP": 6})
-
-
-async def test_what_happens_while_the_run_warms_up_does_not_count():
-    server, port = await answering(b"HTTP/1.1 202 OK\r\nContent-Length: 0\r\n\r\n")
-    for rate in (0.0, 100.0):
-        seen = []
-        crowd = Crowd(
-            Target("127.0.0.1", port),
-            Plan(1, 0.2, rate, warm_up_seconds=0.2),
-            lambda _: REQUEST,
-            lambda index, status, body, counts, seen=seen: seen.append(counts),
-        )
-        samples = await crowd.run()
-        assert len(samples) == seen.count(True) > 0
-        assert seen.count(False) > 0
-        assert seen == sorted(seen)
-    server.close()
-    assert len(samples) == 20
 
 
 # Who may be loaded, and with how much
@@ -335,68 +213,3 @@ def test_another_address_is_loaded_where_it_is_named(served):
     assert load("--url", url, "--count", 3)[0] == 2
     code, found = figures("--url", url, "--allow-remote", "0.0.0.0", "--count", 3)
     assert (code, answers(found)) == (1, {(421, "host_not_allowed"): 3})
-
-
-# The figures
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 100))
-def test_a_percentile_is_a_value_that_so_many_do_not_exceed(values, percent):
-    found = percentile(sorted(values), percent)
-    assert found in values
-    assert sum(value <= found for value in values) >= len(values) * percent / 100
-
-
-def test_requests_without_an_answer_make_no_percentile_better():
-    samples = Samples(0.0, 10.0)
-    for _ in range(98):
-        samples.add(1.0, 0.001, 202)
-    samples.add(1.0, 0.0, 0)
-    samples.add(1.0, 0.0, 0)
-    assert samples.percentile_ms(98) == 1.0
-    assert samples.percentile_ms(99) == float("inf")
-    assert samples.longest_ms() == 1.0
-    assert samples.rate() == 9.8
-
-
-def problem(code):
-    return json.dumps({"type": "about:blank", "status": 503, "code": code}).encode()
-
-
-def test_each_event_of_a_batch_has_the_fate_that_its_result_names():
-    signins = Signins("run", 4, "localhost", {})
-    signins.request(0)
-    results = [
-        {"index": 0, "status": "published"},
-        {"index": 1, "status": "failed", "error": {"code": "outbox_full"}},
-        {"index": 2, "status": "spooled"},
-        {"index": 3, "status": "failed", "error": {"code": "publish_refused"}},
-    ]
-    signins.taken(0, 207, json.dumps({"results": results}).encode(), True)
-    assert list(signins.fates) == [PUBLISHED, REFUSED, SPOOLED, REFUSED]
-    assert list(signins.accepted()) == [0, 2]
-    signins.request(1)
-    signins.taken(1, 0, b"", True)
-    assert list(signins.fates[4:]) == [UNKNOWN] * 4
-    assert signins.answers[0, "no answer"] == 4
-    assert signins.answers[207, "outbox_full"] == 1
-
-
-def test_a_server_that_invents_codes_does_not_fill_the_memory():
-    signins = Signins("run", 1, "localhost", {})
-    for number in range(1000):
-        signins.request(number)
-        signins.taken(number, 503, problem(f"code-{number}" * 20), True)
-    assert len(signins.answers) == 51
-    assert sum(signins.answers.values()) == 1000
-    assert all(len(code) <= 64 for _, code in signins.answers)
-
-
-@given(st.integers(0, 10**9 - 1001), st.integers(1, 1000))
-def test_every_request_of_a_run_has_the_length_that_its_head_tells(number, batch):
-    signins = Signins("load-0123abcd", batch, "localhost", {"Authorization": "Bearer x"})
-    signins.fates = bytearray(1)  # as if it were long already
-    head, _, body = (signins._head + signins._body(number, batch)).partition(b"\r\n\r\n")
-    assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body)
-    events = json.loads(body) if batch > 1 else [json.loads(body)]
-    assert [signins.number_of(event["event_id"]) for event in events] == [*range(number, number + batch)]

@@ -10,8 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +23,16 @@ from google.cloud.dataflow_v1beta3 import types as dataflow_types
 from google.pubsub_v1 import types as pubsub_types
 
 from service.config import Settings
-from service.local.process import ServerError, ServerProcess
 from service.local.pubsub import PubsubServer
 from service.local.running import end_of_last, read_running, running_database, take
 from service.local.stack import Stack, StackError, ensure_subscription
+from tests.marked_processes import (
+    marked,
+    marked_environment,  # noqa: F401
+    wait_until_gone,
+)
 from transforms import bigquery_tables
 
-MARK = "MARK_OF_SIGNIN_TESTS"
 HOLDER = """
 import asyncio, pathlib, sys
 from service.config import Settings
@@ -50,25 +51,6 @@ asyncio.run(hold())
 def settings(data_dir: Path, **values: Any) -> Settings:
     values = {"pubsub_emulator_host": "", "project": "signin-local", "data_dir": data_dir} | values
     return Settings(_env_file=None, **values)
-
-
-def marked(mark: str) -> set[int]:
-    """The living processes that were started with the mark in their environment, this one aside."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
-                found.add(int(entry.name))
-        except OSError:
-            continue  # it ended while we looked, or is not ours
-    return found - {os.getpid()}
-
-
-def wait_until_gone(mark: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while left := marked(mark):
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.02)
 
 
 def call(address: str, method: str, request: Any, response: Any) -> Any:
@@ -119,14 +101,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         loop.run_until_complete(stack.stop())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-
-
-@pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Marks what the test starts, and its children, so that `marked` finds them."""
-    value = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, value)
-    return value
 
 
 def test_all_three_servers_answer_and_topic_subscription_and_tables_exist(stack: Stack) -> None:
@@ -287,74 +261,3 @@ async def test_a_server_that_cannot_start_takes_all_down_and_a_given_pubsub_is_p
     assert pulled == [b"to the given one"]
     assert marked(mark) == set()
     assert read_running(tmp_path) is None
-
-
-def server(directory: Path, source: str) -> ServerProcess:
-    """A server process that runs `source` in place of a server."""
-    (directory / "sample_server.py").write_text(source)
-    return ServerProcess(
-        "sample",
-        "sample_server",
-        [],
-        directory=directory,
-        log_path=directory / "logs" / "sample.log",
-        environment={"PYTHONPATH": str(directory)},
-    )
-
-
-async def test_a_server_that_is_never_ready_is_killed_at_the_deadline(tmp_path: Path, mark: str) -> None:
-    silent = server(tmp_path, "import sys, time; print('waiting', file=sys.stderr); time.sleep(100)")
-    with pytest.raises(ServerError, match=r"sample was not ready after 5 s\. Its last log lines .*\nwaiting"):
-        await silent.start(5)
-    assert marked(mark) == set()
-
-
-async def test_what_a_server_says_before_its_address_is_passed_over(tmp_path: Path) -> None:
-    telemetry = r"print('{\n    \"name\": \"GET\",\n    \"ready\": \"never\"\n}\n\n[]\n1')"
-    chatty = server(tmp_path, f'{telemetry}; print(\'{{"ready": "here"}}\'); import time; time.sleep(100)')
-    assert await chatty.start(30) == "here"
-    await chatty.stop(1)
-
-
-async def test_a_server_that_says_nothing_but_other_things_is_refused(tmp_path: Path, mark: str) -> None:
-    chatty = server(tmp_path, "while True: print('Serving HTTP')")
-    with pytest.raises(ServerError, match="said b'Serving HTTP"):
-        await chatty.start(30)
-    assert marked(mark) == set()
-
-
-async def test_a_server_that_prints_much_after_its_address_is_never_held_up(tmp_path: Path) -> None:
-    chatty = server(tmp_path, 'print(\'{"ready": "here"}\'); print("x" * 5_000_000); raise SystemExit(3)')
-    assert await chatty.start(30) == "here"
-    assert "sample ended unasked with exit code 3" in await asyncio.wait_for(chatty.ended(), 10)
-    await chatty.stop(1)
-
-
-async def test_a_server_that_ignores_sigterm_is_killed_with_its_group(tmp_path: Path, mark: str) -> None:
-    source = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-print('{"ready": "here"}')
-time.sleep(100)
-"""
-    stubborn = server(tmp_path, source)
-    await stubborn.start(30)
-    deadline = time.monotonic() + 10
-    while len(marked(mark)) < 2:  # a process that has just begun may not show its environment yet
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-    await stubborn.stop(0.2)
-    await asyncio.to_thread(wait_until_gone, mark, 5)
-
-
-async def test_a_log_that_grew_large_makes_room_at_the_next_start(tmp_path: Path) -> None:
-    log = tmp_path / "logs" / "sample.log"
-    log.parent.mkdir()
-    log.write_bytes(b"old\n" * 1_000_001)
-    failing = server(tmp_path, "raise SystemExit('new')")
-    with pytest.raises(ServerError, match=r"new$") as caught:
-        await failing.start(30)
-    assert "old" not in str(caught.value)
-    assert log.read_text() == "new\n"
-    assert log.with_suffix(".log.1").stat().st_size == 4_000_004

@@ -1,6 +1,6 @@
 """A long random walk of job control: `python -m tests.soak.job_walk [--steps 20000] [--seed 1]`.
 
-Clients, Dataflow, faults and crashes act by chance; after every step the laws of tests/job_walk.py are held.
+Clients, Dataflow, faults and crashes act by chance; after every step the laws of tests/job_laws.py are held.
 A broken law ends it with the seed and the step, which lead to it again. `--database-url` takes a migrated,
 empty database; the default is SQLite.
 """
