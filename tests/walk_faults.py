@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 from sqlmodel import col, select
 
 from service.local.faults import Fault
@@ -47,8 +48,6 @@ class WalkFaults:
                 method="GetJob", state=chance.choice(("77", "PAUSED", "STOPPED", "UNKNOWN")), times=3
             )
         faults = [*self._faults, fault][-3:]
-        if kind == "lose and hide":
-            faults = LOST_AND_HIDDEN
         if not await self.may_hide():
             faults = [each for each in faults if not each.hide]
         self.set(faults)
@@ -78,6 +77,4 @@ class WalkFaults:
 
 
 def replace_fault(fault: Fault, **members: Any) -> Fault:
-    import msgspec
-
     return msgspec.structs.replace(fault, **members)
