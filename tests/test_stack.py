@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 import httpx
 import pytest
 from google.cloud.dataflow_v1beta3 import types as dataflow_types
