@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -121,9 +120,8 @@ def test_any_worker_answers_for_all_of_them_and_for_those_that_died(tmp_path):
         ask_only(first)
         ask_only(second)
         until(lambda: total() == 10)
-        time.sleep(0)  # a scrape wrote the numbers of the one that answered, a second those of the other
         os.kill(first, signal.SIGKILL)
         until(lambda: first not in served.pids() and len(served.pids()) == 2)
         counts = [total() for _ in range(10)]
         assert counts == [10] * 10
-    assert not marked(served.mark)
+    until(lambda: not marked(served.mark))  # a worker that was just being started ends with its parent
