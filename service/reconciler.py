@@ -215,8 +215,10 @@ class Reconciler:
                 await job_store.touch(session, tick.unchanged, tick.at)
 
     async def _pause(self, failures: int) -> None:
+        """Waits for the next look; the lease is kept, for the pause may be the longer one."""
+        kept = self.lease.kept() if self.lease.token is not None else nullcontext()
         try:
-            async with asyncio.timeout(self._longer(failures)):
+            async with kept, asyncio.timeout(self._longer(failures)):
                 await self._woken.wait()
                 await asyncio.sleep(_WAKE_SPACING_SECONDS)  # many wakes at once make one tick
         except TimeoutError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from service.job_bodies import NewJob
 from service.job_request import new_job
 from service.lease import Lease
 from service.local.faults import Fault
+from service.reconciler import LEASE, Reconciler
 from tests.job_world import World, make_world, outage
 
 INTERVAL_SECONDS = 5
@@ -222,6 +224,28 @@ async def test_a_lease_is_renewed_while_it_is_kept(world: World) -> None:
             assert not await other.take()
     world.clock.advance(seconds=4)
     assert await other.take()
+
+
+async def test_the_lease_is_kept_between_looks_that_are_further_apart(world: World) -> None:
+    values = {"reconcile_interval_seconds": 3600.0, "reconcile_lease_seconds": 1.0}
+    reconciler = Reconciler(world.database, world.dataflow, world.settings.model_copy(update=values))
+
+    async def expires_at() -> datetime:
+        async with world.database.session() as session:
+            row = await reconciler.lease.row(session)
+        return row.expires_at if row else datetime.min.replace(tzinfo=UTC)
+
+    loop = asyncio.create_task(reconciler.run())
+    async with asyncio.timeout(30):
+        while (tick := reconciler.last_tick) is None:  # noqa: ASYNC110 - a look has no event
+            await asyncio.sleep(0.02)
+        while await expires_at() < tick.ended_at + timedelta(seconds=3):  # noqa: ASYNC110 - nor has a row
+            await asyncio.sleep(0.02)
+    assert reconciler.lease.is_held
+    assert reconciler.last_tick is tick
+    loop.cancel()
+    await asyncio.wait([loop])
+    assert await Lease(world.database, LEASE, 1.0).take()  # it was given free
 
 
 async def test_an_overtaken_replica_does_not_set_the_clock_of_a_job_back(world: World) -> None:
