@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+import ipaddress
+import re
+
+from pydantic import BaseModel, Field, field_validator
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
 
 class Access(BaseModel):
@@ -16,8 +22,8 @@ class Access(BaseModel):
     )
     allowed_hosts: str = Field(
         "",
-        description="More names, by commas, that the Host header may have; without any, loopback's own names "
-        "on loopback and all elsewhere; * allows all",
+        description="More names, by commas and without ports, that the Host header may have; without any, "
+        "loopback's own names on loopback and all elsewhere; * allows all",
     )
     oidc_issuer: str = Field(
         "", description="Issuer of OpenID Connect tokens; empty means that none are taken"
@@ -47,3 +53,21 @@ class Access(BaseModel):
     control_requests_per_second: float = Field(
         20.0, ge=0, description="Rate of all other requests of one key, for each process; 0 sets no limit"
     )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _require_hosts(cls, names: str) -> str:
+        for name in filter(None, map(str.strip, names.split(","))):
+            if name != "*" and not _NAME.fullmatch(name) and not _is_address(name):
+                raise ValueError(
+                    f"must be names or addresses without scheme and port, by commas, or *, not {name!r}"
+                )
+        return names
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
