@@ -87,6 +87,19 @@ async def test_a_closed_topic_is_seen_in_what_the_service_tells(tmp_path, databa
         assert "SigninTopicClosed" in prometheus.firing()
 
 
+async def test_a_single_burst_of_refusals_is_seen_in_what_the_service_tells(tmp_path, database_url):
+    async with (
+        pubsub_with_topic(tmp_path, database_url=database_url) as (server, settings, _),
+        serving(settings) as client,
+    ):
+        prometheus = Prometheus(client)
+        await prometheus.minute(2)
+        server.faults.set([Fault(method="Publish", code="INVALID_ARGUMENT", times=1)])
+        assert (await client.post("/events/signin", content=ARTICLE, headers=JSON)).status_code == 502
+        await prometheus.minute(4)
+        assert "SigninPublishRefused" in prometheus.firing()
+
+
 async def test_a_database_that_is_away_is_seen_in_what_the_service_tells(tmp_path):
     settings = settings_for(tmp_path, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     async with serving(settings) as client:

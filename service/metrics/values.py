@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from typing import Any
 
+from service.errors import PublishRefusedError
 from service.metrics import families, process
 from service.metrics.families import Family
 from service.metrics.shared import Gauges, Region, Snapshot
@@ -115,6 +116,7 @@ class Metrics:
             self._take_over(before)
         self.published = self.events.cell("published", "")
         self.spooled = self.events.cell("spooled", "")
+        self.events.cell("refused", PublishRefusedError.code)  # an alert wants a zero before the one
         self._batches = self.publish_messages.cell()
         self._lag = self.loop_lag_seconds.cell()
         self._cpu_before = self.cpu.cell().value  # of the processes whose place this one took
