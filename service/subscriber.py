@@ -19,6 +19,8 @@ ACK_DEADLINE_SECONDS = 20
 ORPHAN_SECONDS = 24 * 3600
 LEAST_RETENTION_SECONDS = 600
 AWAY_SECONDS = 120.0
+# Who reads a subscription takes its messages from every other reader: only what was made here is read.
+OWN_LABEL = "signin-tail"
 _LONGEST_PAUSE_SECONDS = 5.0
 _TRANSIENT = frozenset(
     ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "RESOURCE_EXHAUSTED", "INTERNAL", "CANCELLED", "UNKNOWN")
@@ -47,14 +49,18 @@ class Subscription:
     async def ensure(
         self, topic: str, *, temporary: bool, is_away: Callable[[str], object] = lambda _: None
     ) -> Past:
-        """Makes the subscription unless it is there. Raises SubscriptionError if it reads another topic.
+        """Makes the subscription unless it is there. Raises SubscriptionError where it is not for following.
 
-        A temporary one keeps messages for ten minutes only, and Pub/Sub deletes it when it is left behind.
-        `is_away` is that of `pull`.
+        That is where it reads another topic, or has not the label of those that were made here: a job that
+        reads it would miss what is read here. A temporary one keeps messages for ten minutes only, and
+        Pub/Sub deletes it when it is left behind. `is_away` is that of `pull`.
         """
         types = _types()
         wanted = types.Subscription.pb()(
-            name=self.path, topic=topic, ack_deadline_seconds=ACK_DEADLINE_SECONDS
+            name=self.path,
+            topic=topic,
+            ack_deadline_seconds=ACK_DEADLINE_SECONDS,
+            labels={OWN_LABEL: "yes"},
         )
         if temporary:
             wanted.expiration_policy.ttl.seconds = ORPHAN_SECONDS
@@ -69,6 +75,11 @@ class Subscription:
             found = await self._persist("GetSubscription", request, types.Subscription.pb(), is_away)
             if found.topic != topic:
                 raise SubscriptionError(f"{self.path} reads {found.topic}, not {topic}") from error
+            if OWN_LABEL not in found.labels:
+                raise SubscriptionError(
+                    f"{self.path} was not made by tail: a job that reads it would miss what tail reads. "
+                    f"Name another one, or give it the label {OWN_LABEL} if nobody else reads it"
+                ) from error
             is_new = False
         retained = found.topic_message_retention_duration.ToTimedelta().total_seconds()
         return Past(is_new, retained, found.retain_acked_messages)

@@ -180,6 +180,16 @@ async def test_what_cannot_be_followed_is_told_in_a_sentence(world, arguments, c
     assert "Traceback" not in tail.notes
 
 
+@pytest.mark.parametrize("since", [[], ["--since", "now"]])
+async def test_nothing_is_taken_from_the_job_whose_subscription_is_named(world, since):
+    await world.publish(signin(1))
+    async with world.tail("--subscription", JOB_SUBSCRIPTION.rpartition("/")[2], *since) as tail:
+        assert await tail.end() == (1, "")
+    assert f"{JOB_SUBSCRIPTION} was not made by tail" in tail.notes
+    (left,) = await world.reader.pull(1)
+    assert left.data == signin(1)[0]
+
+
 async def test_a_topic_that_is_not_there_is_named(world):
     world.environment["SIGNIN_TOPIC"] = "nowhere"
     async with world.tail() as tail:

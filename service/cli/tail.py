@@ -38,7 +38,7 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each message")] = False,
     subscription: Annotated[
         str | None,
-        typer.Option(help="A subscription to keep; the next tail goes on where this one ended"),
+        typer.Option(help="A subscription of its own to keep; the next tail goes on where this one ended"),
     ] = None,
     since: Annotated[
         str | None, typer.Option(help="Begin there: RFC 3339, an age such as 10m, or now to skip what waits")
