@@ -233,6 +233,8 @@ def read_command_line(argv: list[str] | None, default_job_name: str, *, streamin
     cloud.project = signin.project()
     if signin.dead_letter_topic:
         _require(TOPIC_PATTERN, signin.dead_letter_topic, "--dead_letter_topic")
+        if signin.dead_letter_topic == signin.input_topic:
+            raise OptionsError("--dead_letter_topic is --input_topic: each dead letter would come back")
     if signin.otlp_endpoint:
         _require(OTLP_PATTERN, signin.otlp_endpoint, "--otlp_endpoint")
     return signin

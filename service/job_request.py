@@ -66,7 +66,18 @@ def parameters_of(asked: Mapping[str, str], pipeline: Pipeline, settings: Settin
         parameters.pop("input_subscription", None)
     elif "input_topic" not in parameters and pipeline.reads_subscription:
         parameters.setdefault("input_subscription", settings.subscription_path)
+    require_no_loop(parameters, settings)
     return parameters
+
+
+def require_no_loop(parameters: Mapping[str, str], settings: Settings) -> None:
+    """Raises InvalidRequestError where dead letters would come back to a job as messages."""
+    topic = parameters.get("dead_letter_topic")
+    if topic and topic in (parameters.get("input_topic"), settings.topic_path):
+        raise InvalidRequestError(
+            "body.parameters.dead_letter_topic is the topic of the sign-ins: "
+            "each dead letter would come back as a message."
+        )
 
 
 def subscription_of(parameters: Mapping[str, str]) -> str | None:

@@ -6,7 +6,7 @@ from service.config import Pipeline, Settings
 from service.errors import InvalidRequestError
 from service.job_bodies import JobUpdate
 from service.job_control import UpdateRequest
-from service.job_request import checked_environment
+from service.job_request import checked_environment, require_no_loop
 from service.launch_environment import LaunchEnvironment
 from service.models import Job
 from service.pipelines import at_version, pipeline_of
@@ -19,10 +19,12 @@ def replacement(asked: JobUpdate, job: Job, settings: Settings) -> tuple[UpdateR
     template is the one that the settings name by now.
     """
     pipeline = at_version(_pipeline(asked, job, settings), asked.template_path, settings)
-    parameters = {**job.parameters, **asked.parameters}
+    merged = {**job.parameters, **asked.parameters}
+    parameters = {name: value for name, value in merged.items() if value is not None}
+    require_no_loop(parameters, settings)
     wanted = UpdateRequest(
         template_path=pipeline.template_path,
-        parameters={name: value for name, value in parameters.items() if value is not None},
+        parameters=parameters,
         environment=checked_environment(asked.environment, job.environment, settings),
         transform_name_mappings=asked.transform_name_mappings,
         base_attempt=job.attempt,

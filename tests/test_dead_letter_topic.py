@@ -64,6 +64,21 @@ def test_a_letter_is_a_message_with_its_bytes_and_attributes(place):
     }
 
 
+def test_a_letter_that_comes_back_as_a_message_is_not_published_again(place):
+    publisher = Publisher(place.channel, place.topic)
+    publisher.publish([LETTER])
+    (message,) = received(place)
+    again = dead_letter_row(
+        stage="decode",
+        reason="invalid_utf8",
+        detail="byte 0 is not UTF-8",
+        payload=message.data,
+        attributes=message.attributes,
+    )
+    assert publisher.publish([again, LETTER, again]) == 0
+    assert [one.attributes["event_id"] for one in received(place)] == ["id-1"]
+
+
 def test_a_short_outage_of_the_topic_is_waited_for(place):
     set_faults(place.address, [Fault(method="Publish", code="UNAVAILABLE", times=2)])
     assert Publisher(place.channel, place.topic).publish([LETTER]) == 0

@@ -85,6 +85,27 @@ async def test_a_topic_and_a_subscription_at_once_are_refused(world: World) -> N
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"dead_letter_topic": "projects/signin-local/topics/topic-user-signin"},
+        dict.fromkeys(("input_topic", "dead_letter_topic"), "projects/p-1234/topics/x"),
+    ],
+)
+async def test_dead_letters_that_would_come_back_to_a_job_are_refused(
+    parameters: dict[str, str], world: World
+) -> None:
+    answer = await world.http.post("/jobs", json={"parameters": parameters})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert "would come back" in answer.json()["detail"]
+    job = await world.launch(
+        parameters={name: parameters[name] for name in parameters.keys() & {"input_topic"}}
+    )
+    await world.until(job["id"], "RUNNING")
+    answer = await world.http.post(f"/jobs/{job['id']}/update", json={"parameters": parameters})
+    assert answer.status_code == 422
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 async def test_a_job_that_is_not_sent_as_json_is_refused(content_type: str, world: World) -> None:
     answer = await world.http.post("/jobs", content=b"{}", headers={"Content-Type": content_type})

@@ -89,6 +89,10 @@ def test_deduplication_can_be_switched_off():
         (["--project=my-project", "--input_subscription=projects/p/topics/t"], "--input_subscription"),
         (["--project=my-project", "--output_table=signins"], "signins"),
         (["--project=my-project", "--output_tabel=a.b"], "--output_tabel"),
+        (
+            [f"--{name}=projects/my-project/topics/t" for name in ("input_topic", "dead_letter_topic")],
+            "would come back",
+        ),
     ],
 )
 def test_options_that_make_no_job_are_refused_with_a_sentence(arguments, sentence, monkeypatch, caplog):

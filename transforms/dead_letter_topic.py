@@ -16,6 +16,7 @@ from transforms.bigquery_rows import Row
 GOOGLE = "pubsub.googleapis.com:443"
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 PREFIX = "dead_letter_"
+_MARK = f"{PREFIX}reason"
 CALL_SECONDS = 10.0
 PUBLISH_SECONDS = 20.0  # for all letters that are published together
 MAX_CALL_MESSAGES = 500
@@ -73,7 +74,12 @@ class Publisher:
         )
 
     def publish(self, letters: Sequence[Row]) -> int:
-        """Publishes what it can within PUBLISH_SECONDS; returns how many letters it could not."""
+        """Publishes what it can within PUBLISH_SECONDS; returns how many letters it could not.
+
+        What has been a letter of a topic before goes to its table alone: where a job reads that topic, the
+        letters would feed themselves for ever.
+        """
+        letters = [letter for letter in letters if not _came_back(letter)]
         failed = 0
         until = time.monotonic() + PUBLISH_SECONDS
         for messages in self._calls(letters):
@@ -131,6 +137,10 @@ def attributes(letter: Row) -> dict[str, str]:
         if fits and name not in found and not name.startswith("goog"):  # those names are Google's own
             found[name] = _cut(record["value"])
     return found
+
+
+def _came_back(letter: Row) -> bool:
+    return any(record["key"] == _MARK for record in letter.get("attributes", ()))
 
 
 def _cut(text: str) -> str:
