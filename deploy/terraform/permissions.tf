@@ -66,6 +66,12 @@ resource "google_project_iam_member" "worker_works" {
   member  = google_service_account.worker.member
 }
 
+resource "google_project_iam_member" "worker_looks_at_jobs" {
+  project = var.project
+  role    = "roles/dataflow.viewer"
+  member  = google_service_account.worker.member
+}
+
 resource "google_pubsub_subscription_iam_member" "worker_consumes" {
   subscription = google_pubsub_subscription.job.id
   role         = "roles/pubsub.subscriber"
