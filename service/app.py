@@ -130,7 +130,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(app.state.outbox_watch.close)
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))
         stack.push_async_callback(_closed, "desk", desk.close, CLOSE_DEADLINE_SECONDS)
-        app.state.readiness = health.Readiness(settings, clients, database, outbox, breaker, reconciler)
+        app.state.readiness = health.Readiness(
+            settings, clients, database, outbox, breaker, reconciler, app.state.guard
+        )
         warm_up = _warm_up(clients, database, app.state.lifetime)
         stack.push_async_callback(_ended, asyncio.create_task(warm_up, name="warm-up"))
         relay = Relay(topic, outbox, breaker, settings, metrics)

@@ -117,7 +117,7 @@ class Clients:
         return result
 
     async def _connect(self, emulator_host: str, endpoint: str) -> Any:
-        aio = await _import("grpc.aio")
+        aio = await imported("grpc.aio")
         if emulator_host:
             channel = aio.insecure_channel(emulator_host, options=_CHANNEL_OPTIONS)
         else:
@@ -128,7 +128,7 @@ class Clients:
 
     async def _make_pubsub(self) -> PubsubStub:
         channel = await self.pubsub_channel()
-        types = await _import("google.pubsub_v1.types.pubsub")
+        types = await imported("google.pubsub_v1.types.pubsub")
 
         def call(method: str, request: Any, response: Any) -> Any:
             return channel.unary_unary(
@@ -152,7 +152,7 @@ class Clients:
 
     async def _make_dataflow(self, service: str, name: str) -> Any:
         settings = self._settings
-        client = getattr(await _import(f"{_DATAFLOW_SERVICES}.{service}"), name)
+        client = getattr(await imported(f"{_DATAFLOW_SERVICES}.{service}"), name)
         channel = await self._once(
             "dataflow", lambda: self._connect(settings.dataflow_emulator_host, settings.dataflow_endpoint)
         )
@@ -160,7 +160,7 @@ class Clients:
         return client(transport=client.get_transport_class("grpc_asyncio")(channel=channel))
 
 
-async def _import(module: str) -> Any:
+async def imported(module: str) -> Any:
     """Imports `module` without stopping the event loop for longer than the interpreter must."""
 
     def load() -> Any:

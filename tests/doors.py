@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -43,21 +43,30 @@ def bearer(credential):
 
 
 class Issuer:
-    """An OpenID Connect issuer: its discovery document, its keys, and tokens signed with them."""
+    """An OpenID Connect issuer: its discovery document, its keys, and tokens signed with them.
+
+    While `may_answer` is not set it takes connections and answers nothing.
+    """
 
     def __init__(self):
         self.private = {"first": rsa.generate_private_key(65537, 2048)}
+        self.requests = 0  # also those that have no answer yet
         self.fetches = 0
         self.answer = 200
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
+                issuer.requests += 1
+                issuer.may_answer.wait(60)
                 body = json.dumps(issuer.document(self.path)).encode()
-                self.send_response(issuer.answer)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                with suppress(ConnectionError):  # who asked has gone away
+                    self.send_response(issuer.answer)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, *_):
                 pass
@@ -96,6 +105,7 @@ class Issuer:
         try:
             yield self
         finally:
+            self.may_answer.set()
             self._server.shutdown()
             thread.join()
             self._server.server_close()

@@ -7,6 +7,7 @@ import socket
 from datetime import timedelta
 
 from service.app import create_app
+from service.auth import Guard
 from service.breaker import Breaker
 from service.clients import Clients
 from service.dataflow import Dataflow
@@ -42,7 +43,8 @@ async def test_jobs_at_which_no_replica_looks_are_told(tmp_path, database, datab
     clients = Clients(settings)
     reconciler = Reconciler(database, Dataflow(clients, settings), settings)  # nobody runs it
     breaker = Breaker(failures=1, open_seconds=1, probe_seconds=1)
-    readiness = Readiness(settings, clients, database, Outbox(database, settings), breaker, reconciler)
+    outbox, guard = Outbox(database, settings), Guard(settings)
+    readiness = Readiness(settings, clients, database, outbox, breaker, reconciler, guard)
     try:
         assert (await readiness.dependencies())["reconciler"].ok  # it has not had the time
         assert readiness.lease is None

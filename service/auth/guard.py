@@ -6,12 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from starlette.types import Scope
 
 from service.auth import key_store, keys, scopes
 from service.auth.callers import ANYBODY, SCOPE_KEY, Caller
 from service.auth.hosts import Hosts
+from service.auth.issuer_keys import IssuerKeys
 from service.auth.questions import LookUps, Questions
 from service.auth.rate_limits import Headers, RateLimits
 from service.auth.routes import Routes
@@ -28,12 +30,15 @@ from service.errors import (
     ProblemError,
     RateLimitedError,
 )
+from service.models import utc_now
 
 log = logging.getLogger(__name__)
 
 REALM = 'Bearer realm="signin"'
 _BEARER = b"bearer "
 _KEY_HEADER = b"x-api-key"
+# Who asks for an open route waits no longer for being recognised: it is answered anyhow.
+RECOGNITION_SECONDS = 0.5
 
 
 class Guard:
@@ -49,7 +54,8 @@ class Guard:
         self._is_open_to_all = settings.allow_unauthenticated_access
         self._is_open_at_first = settings.is_open_at_first
         self._keys_exist: bool | None = None
-        self._of_keys, self._of_tokens = Questions(), Questions()
+        self._good_keys_exist = False  # looked at only while the issuer is away
+        self._of_keys = Questions()
         self._look_ups = LookUps(time.monotonic())
         self.database: Database | None = None
         self._looked_at = time.monotonic()
@@ -57,8 +63,17 @@ class Guard:
 
     @property
     def knows_callers(self) -> bool:
-        """False until the keys were read for the first time, where nobody can come in before."""
-        return self._is_open_to_all or self._has_looked or self._tokens is not None
+        """False while nobody can come in: no keys were read yet, or there are only tokens and none can be
+        verified.
+        """
+        if self._tokens is None:
+            return self._is_open_to_all or self._has_looked
+        return self._is_open_to_all or self._tokens.issuer.are_good or self._good_keys_exist
+
+    @property
+    def issuer(self) -> IssuerKeys | None:
+        """The keys of the issuer of tokens; None where none are taken."""
+        return self._tokens.issuer if self._tokens else None
 
     def keys_age_seconds(self) -> float:
         """Time since it was last known whether the keys of the callers are still good."""
@@ -66,7 +81,7 @@ class Guard:
 
     def issuer_failed(self) -> bool | None:
         """Whether the issuer's keys could not be fetched the last time; None where there is no issuer."""
-        return self._tokens.issuer_failed() if self._tokens else None
+        return self._tokens.issuer.failed if self._tokens else None
 
     async def admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Headers:
         """Notes the caller in `scope` and returns the headers that the answer carries besides.
@@ -122,8 +137,9 @@ class Guard:
         headers = dict(scope["headers"])
         try:
             self._hosts.require_ours(headers)
-            await self._caller(scope, headers, time.monotonic())
-        except ProblemError:
+            async with asyncio.timeout(RECOGNITION_SECONDS):
+                await self._caller(scope, headers, time.monotonic())
+        except (ProblemError, TimeoutError):
             return False
         return True
 
@@ -133,20 +149,30 @@ class Guard:
         assert database
         try:
             while True:
+                if self.issuer:
+                    self.issuer.keep_fresh()  # also where no token comes: a key that is withdrawn is gone
                 try:
-                    self._keys_exist = await self._verified.refresh(database) or bool(self._keys_exist)
-                    await self._verified.note_use(database)
-                    self._looked_at, self._has_looked = time.monotonic(), True
+                    await self._look(database)
                 except DatabaseUnavailableError as error:
                     log.debug("the keys could not be looked at: %s", error.detail)
                 except Exception:  # the keys that are known stay good for a while, so go on trying
                     log.exception("the keys could not be looked at")
                 await asyncio.sleep(self._refresh_seconds)
         finally:
+            if self.issuer:
+                await self.issuer.close()
             try:
                 await self._verified.note_use(database, at_once=True)
             except DatabaseUnavailableError as error:
                 log.debug("the use of keys could not be noted: %s", error.detail)
+
+    async def _look(self, database: Database) -> None:
+        """Looks once whether keys are still good. Raises DatabaseUnavailableError."""
+        self._keys_exist = await self._verified.refresh(database) or bool(self._keys_exist)
+        if self.issuer and (self.issuer.failed or not self.issuer.are_good):
+            self._good_keys_exist = self._keys_exist and await key_store.any_good(database, utc_now())
+        await self._verified.note_use(database)
+        self._looked_at, self._has_looked = time.monotonic(), True
 
     async def _is_open(self) -> bool:
         """Whether callers without a key may do everything."""
@@ -171,7 +197,8 @@ class Guard:
     async def _recognised(self, mark: bytes, credential: bytes, address: str) -> Caller:
         """The caller of a credential that was not seen lately."""
         presented = keys.parse(credential)
-        async with (self._of_keys if presented else self._of_tokens).turn():
+        # Tokens take no turn: most ask nobody, and for those that do the issuer's keys have a bound.
+        async with self._of_keys.turn() if presented else nullcontext():
             known = self._verified.find(mark, time.monotonic())  # another request may have asked
             if known:
                 return known

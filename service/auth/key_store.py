@@ -105,6 +105,12 @@ async def exist(database: Database) -> bool:
         raise
 
 
+async def any_good(database: Database, now: datetime) -> bool:
+    """Whether there is a key that is neither expired nor revoked. Raises DatabaseUnavailableError."""
+    async with database.session() as session:
+        return (await session.exec(select(ApiKey.id).where(*_good(now)).limit(1))).first() is not None
+
+
 async def note_use(database: Database, used: Mapping[str, datetime]) -> None:
     """Writes down when these keys were last used, unless a later use is on record."""
     last, used_at = col(ApiKey.last_used_at), bindparam("used_at", type_=UtcDateTime)

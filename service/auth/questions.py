@@ -1,4 +1,4 @@
-"""Turns to ask who calls, where that is not known: bounds for what waits on the database or the issuer."""
+"""Turns to ask the database who calls, where that is not known: bounds for what waits there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ADDRESSES = 1024
 
 
 class Questions:
-    """The questions to one source; where it is silent, those to another go on."""
+    """The questions under way, and those that wait for their turn."""
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(MOST_QUESTIONS)

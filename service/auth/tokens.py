@@ -35,9 +35,10 @@ class Tokens:
         self._rules = rules_of(settings.oidc_scopes)
         self._keys = IssuerKeys(settings)
 
-    def issuer_failed(self) -> bool:
-        """Whether the issuer's keys could not be fetched the last time."""
-        return self._keys.failed
+    @property
+    def issuer(self) -> IssuerKeys:
+        """The keys that tokens are verified with."""
+        return self._keys
 
     async def verify(self, token: bytes) -> Caller:
         """The caller that the token names.

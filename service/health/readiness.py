@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from service.auth import Guard
 from service.breaker import Breaker, State
 from service.clients import Clients
 from service.config import Settings
@@ -42,8 +43,8 @@ class Dependency(BaseModel):
     age_seconds: float = Field(description="How long ago `since` is")
     last_ok_at: datetime | None = Field(
         None,
-        description="When this process last found it ok: at a look for this answer, and pubsub also at a "
-        "Publish call; null where it never has",
+        description="When this process last found it ok: at a look for this answer, pubsub also at a "
+        "Publish call and issuer at a fetch of its keys; null where it never has",
     )
 
 
@@ -94,6 +95,7 @@ class Readiness:
         outbox: Outbox,
         breaker: Breaker,
         reconciler: Reconciler,
+        guard: Guard,
     ) -> None:
         self._settings = settings
         self._clients = clients
@@ -114,6 +116,11 @@ class Readiness:
             "outbox": self._check_outbox,
             "reconciler": self._check_reconciler,
         }
+        # How long ago a dependency was last well in what the service itself asked of it.
+        self._good_ago: dict[str, Callable[[], float]] = {"pubsub": breaker.seconds_since_good}
+        if guard.issuer:
+            self._checks["issuer"] = guard.issuer.check
+            self._good_ago["issuer"] = guard.issuer.age_seconds
         self._asking = asyncio.Lock()
         self._asked_at = float("-inf")
         self._answers: dict[str, Dependency] = {}
@@ -151,11 +158,11 @@ class Readiness:
     def _last_ok_at(self, name: str, before: Dependency | None, now: datetime) -> datetime | None:
         """When a dependency that is not ok last was, as far as this process knows."""
         found = before.last_ok_at if before else None
-        ago = self._breaker.seconds_since_good()
-        if name != "pubsub" or math.isinf(ago):
+        ago = self._good_ago[name]() if name in self._good_ago else math.inf
+        if math.isinf(ago):
             return found
-        published = now - timedelta(seconds=ago)
-        return max(found, published) if found else published
+        answered = now - timedelta(seconds=ago)
+        return max(found, answered) if found else answered
 
     async def _check_database(self) -> None:
         fit = await self._database.fit()

@@ -16,6 +16,8 @@ from service.problems import responses
 
 # A sign-in is safe as soon as one of these takes it: taking the service out of its balancer would lose it.
 HOMES = frozenset({"pubsub", "outbox"})
+# Where it is known from who may come in.
+CALLERS_SOURCES = frozenset({"database", "issuer"})
 router = APIRouter(tags=["health"])
 
 
@@ -73,8 +75,8 @@ async def readyz(request: Request) -> Ready:
     """Tell whether what the service needs answers, the cause where it does not, and what waits.
 
     503 only where neither the topic nor the outbox takes sign-ins, where the program was started on a schema
-    that it cannot use or has not read any keys yet, or from the signal to end on; else the status may say
-    `degraded`.
+    that it cannot use, where nobody is let in (no keys were read yet, or there are none but the issuer's and
+    those cannot be had), or from the signal to end on; else the status may say `degraded`.
     """
     lifetime: Lifetime = request.app.state.lifetime
     readiness: Readiness = request.app.state.readiness
@@ -82,8 +84,12 @@ async def readyz(request: Request) -> Ready:
     if lifetime.is_ending:  # perhaps since a moment ago
         raise ShuttingDownError("The service has been asked to end.", retry_after_seconds=1)
     failed = {name: each.cause for name, each in dependencies.items() if not each.ok}
-    if "database" in failed and not request.app.state.guard.knows_callers:
-        failed["keys"] = "they could not be read since the start, so nobody is let in"
+    if failed.keys() & CALLERS_SOURCES and not request.app.state.guard.knows_callers:
+        failed["keys"] = (
+            "they could not be read since the start, so nobody is let in"
+            if "database" in failed
+            else "no API key is good and no token can be verified, so nobody is let in"
+        )
     if failed.keys() >= HOMES or readiness.fitted is False or "keys" in failed:
         told = {name: each.model_dump(mode="json") for name, each in dependencies.items()}
         raise NotReadyError(

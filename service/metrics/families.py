@@ -200,13 +200,13 @@ BACKLOG_AGE = Family(
 KEYS_AGE = Family(
     "signin_keys_age_seconds",
     "gauge",
-    "Time since a process could last look whether its callers' keys are still good",
+    "Time since a process could last look whether its callers' API keys are good; not the issuer's",
     across="highest",
 )
 ISSUER_KEYS_FAILED = Family(
     "signin_issuer_keys_failed",
     "gauge",
-    "1 where the last fetch of the token issuer's keys failed; missing without an issuer",
+    "1 where the last fetch of the token issuer's keys failed, the first included; missing without one",
     across="highest",
 )
 LOOP_LAG_SECONDS = Family(
