@@ -14,8 +14,9 @@ from typing import Any
 from starlette.types import Scope
 
 from service.auth import scopes
-from service.auth.callers import SCOPE_KEY, actor_of
+from service.auth.callers import ANYBODY, SCOPE_KEY, actor_of
 from service.auth.rate_limits import Bucket
+from service.auth.routes import declared
 from service.config import Settings
 from service.logs import handlers_of
 from service.metrics.values import route_of
@@ -27,6 +28,7 @@ REFUSALS_PER_SECOND = 5.0
 MOST_REFUSALS_AT_ONCE = 50.0
 _LONGEST_PATH = 200
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_TOO_MANY, _UNANSWERED = 429, 499
 
 
 class Audit:
@@ -38,14 +40,20 @@ class Audit:
 
     def answered(self, scope: Scope, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Notes the answer to a request, if that was an act: something that changes what runs."""
-        if scope["method"] in _READING or not (route := route_of(scope)) or route in scopes.EVENT_PATHS:
+        if scope["method"] in _READING or status in (401, 403):
+            return  # the latter `refused` has noted
+        route, values = route_of(scope), scope.get("path_params", {})
+        if not route:  # nothing was there, or it was turned away before anybody looked
+            if (found := declared(scope)) is None or status == _UNANSWERED:
+                return
+            if status == _TOO_MANY or scope.get(SCOPE_KEY, ANYBODY) is ANYBODY:
+                self.refused(scope, status, scope.get(CODE_KEY, ""))  # no rate bounds these
+                return
+            route, values = found
+        if route in scopes.EVENT_PATHS:
             return
-        if status in (401, 403):
-            return  # `refused` has noted it
         sent = dict(headers)
-        about: dict[str, Any] = {
-            name: str(value)[:_LONGEST_PATH] for name, value in scope.get("path_params", {}).items()
-        }
+        about: dict[str, Any] = {name: str(value)[:_LONGEST_PATH] for name, value in values.items()}
         about.update(_made(sent.get(b"location", b"")))
         if code := scope.get(CODE_KEY):
             about["code"] = code

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
-from service import connections
+from service import cycles
 from service.config import Settings
 from service.errors import (
     BodiesOverloadedError,
@@ -79,11 +79,11 @@ class Bodies:
         if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
             return None
         if b"content-encoding" not in headers:
-            data = connections.whole_body(scope)
+            data = cycles.whole_body(scope)
             if data is not None and len(data) <= min(_UNCOUNTED_BYTES, self._cap):
                 scope[_SCOPE_KEY] = data
                 return None
-        body = Body(self, receive, self._batch_cap if scope["path"] == BATCH_PATH else self._cap)
+        body = Body(self, scope, receive, self._batch_cap if scope["path"] == BATCH_PATH else self._cap)
         scope[_SCOPE_KEY] = body
         return body
 
@@ -91,12 +91,13 @@ class Bodies:
 class Body:
     """The body of one request; `receive` is the bounded ASGI channel to it."""
 
-    __slots__ = ("_bodies", "_counted", "_receive", "_total", "cap", "complete", "is_late", "until")
+    __slots__ = ("_bodies", "_counted", "_receive", "_scope", "_total", "cap", "complete", "is_late", "until")
 
-    def __init__(self, bodies: Bodies, receive: Receive, cap: int) -> None:
+    def __init__(self, bodies: Bodies, scope: Scope, receive: Receive, cap: int) -> None:
         self.cap = cap
         self.complete = False
         self._bodies = bodies
+        self._scope = scope
         self._receive = receive
         self._total = 0
         self._counted = 0
@@ -109,10 +110,16 @@ class Body:
             raise too_large(self.cap)
 
     async def receive(self) -> Message:
-        """The next ASGI message. Raises BodyTooLargeError, BodyTimeoutError or BodiesOverloadedError."""
+        """The next ASGI message.
+
+        Raises BodyTooLargeError, BodyTimeoutError, BodiesOverloadedError or, for what is no body at all,
+        HeadersTooLargeError (of trailers) and MalformedRequestError.
+        """
         if self.complete:
             return await self._receive()
         message = await self._in_time()
+        if problem := cycles.breach(self._scope):
+            raise problem
         size = len(message.get("body", b""))
         self._total += size
         if self._total > self.cap:
@@ -171,8 +178,7 @@ class Body:
 async def read(scope: Scope, headers: Mapping[bytes, bytes]) -> bytes:
     """The body of a request, unpacked; empty where there is none.
 
-    Raises BodyTooLargeError, BodyTimeoutError, BodiesOverloadedError, UnsupportedMediaTypeError,
-    InvalidEncodingError or ClientDisconnect.
+    Raises UnsupportedMediaTypeError, InvalidEncodingError, ClientDisconnect or what `Body.receive` raises.
     """
     body: Body | bytes | None = scope.get(_SCOPE_KEY)
     if isinstance(body, bytes):

@@ -1,4 +1,5 @@
-"""The bounds of a connection: the size of a request's head, the time it may take, and how many there are.
+"""The bounds of a connection: the size of a request's head and trailers, the time a head may take, and how
+many connections there are.
 
 uvicorn with httptools has a bound for none of them. What is refused here gets the problem document that
 the application would send, and the connection ends.
@@ -8,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Collection, Iterable
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NoReturn
 
 import httptools
-from starlette.responses import Response
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service import cycles
 from service.config import Settings
 from service.errors import (
     HeadersTooLargeError,
@@ -28,45 +27,15 @@ from service.errors import (
 from service.lingering import LingeringTransport
 from service.metrics import Metrics, families
 from service.problems import rendered
+from service.trailers import Trailers
 
 SWEEP_SECONDS = 1.0
 RETRY_AFTER_SECONDS = 1
 UNREAD_SECONDS = 30.0  # so long may a caller take nothing of an answer that waits for it
 MOST_LINGER_BYTES = 32_000_000
-_SCOPE_KEY = "signin.cycle"
+# A header costs some hundred bytes of memory however short it is: 8,000 of them fit into 32 KB.
+MOST_HEADERS = 128
 _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})  # of another protocol
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
-}
-
-
-def whole_body(scope: Scope) -> bytes | None:
-    """The body of a request, where all of it is here already; None where it is not."""
-    cycle: RequestResponseCycle | None = scope.get(_SCOPE_KEY)
-    if cycle is None or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
-        return None
-    return bytes(cycle.body)
-
-
-def answer(scope: Scope, response: Response, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Writes a whole response, with more headers, in one piece; False where it has to go the long way.
-
-    The long way is uvicorn's `send`, which looks at each header anew and costs a quarter of a request.
-    The body of the request must be here, and the response must have a Content-Length.
-    """
-    cycle: RequestResponseCycle | None = scope.get(_SCOPE_KEY)
-    if cycle is None or cycle.flow.write_paused or cycle.disconnected or not cycle.keep_alive:
-        return False
-    pieces = [_STATUS_LINES[response.status_code]]
-    for name, value in (*cycle.default_headers, *response.raw_headers, *headers):
-        pieces += (name, b": ", value, b"\r\n")
-    pieces += (b"\r\n", bytes(response.body))
-    cycle.response_started = True
-    cycle.transport.write(b"".join(pieces))
-    cycle.response_complete = True
-    cycle.message_event.set()
-    cycle.on_response()
-    return True
 
 
 class Connections:
@@ -124,6 +93,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._chunk_bytes = 0
         self._in_head = True
+        self._trailers = Trailers()
         self._refusal: ProblemError | None = None
         self._discarded_bytes: int | None = None  # None while what comes is looked at
         self._unread: tuple[int, float] | None = (
@@ -192,6 +162,10 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self._bounds.max_header_bytes and not self._refusal:
                 self._refuse(self._too_large())
+            elif self.headers and len(self.headers) > MOST_HEADERS and not self._refusal:
+                self._refuse(self._too_many())
+        elif self._trailers.may_come and self._trailers.rest(data) > self._bounds.max_header_bytes:
+            self._refuse(self._too_large("trailers"))
 
     def _should_upgrade(self) -> bool:
         return True  # asked for only where the request offers one: makes uvicorn leave it to us
@@ -222,6 +196,25 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # as uvicorn has it, without a further call for each header
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
+        elif self._trailers.add(name, value) > self._bounds.max_header_bytes:
+            self._stop_parsing(self._too_large("trailers"))
+
+    def on_chunk_header(self) -> None:
+        self._trailers.begin()
+
+    def on_body(self, body: bytes) -> None:
+        self._trailers.may_come = False
+        super().on_body(body)
+
+    def on_chunk_complete(self) -> None:
+        self._trailers.may_come = False
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._bounds.waiting.pop(self, None)
@@ -229,14 +222,15 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes + self._chunk_bytes > self._bounds.max_header_bytes:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._bounds.max_header_bytes:
-                self._refusal = self._too_large()
-                raise httptools.HttpParserError("the head is too large")  # ends the parsing
+                self._stop_parsing(self._too_large())
+        if len(self.headers) > MOST_HEADERS:
+            self._stop_parsing(self._too_many())
         super().on_headers_complete()
         if self.parser.should_upgrade():
             return  # it is read again, and has no cycle yet
         if self._bounds.is_ending:
             self.cycle.keep_alive = False
-        self.scope[_SCOPE_KEY] = self.cycle  # type: ignore[literal-required]
+        self.scope[cycles.SCOPE_KEY] = self.cycle  # type: ignore[literal-required]
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -255,15 +249,30 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _too_large(self) -> HeadersTooLargeError:
-        limit = self._bounds.max_header_bytes
-        return HeadersTooLargeError(f"The request line and the headers may have at most {limit} bytes.")
+    def _too_large(self, what: str = "request line and the headers") -> HeadersTooLargeError:
+        return HeadersTooLargeError(f"The {what} may have at most {self._bounds.max_header_bytes} bytes.")
+
+    def _too_many(self) -> HeadersTooLargeError:
+        return HeadersTooLargeError(f"A request may have at most {MOST_HEADERS} headers.")
+
+    def _stop_parsing(self, problem: ProblemError) -> NoReturn:
+        """Ends the parsing from within it; `send_400_response` is what comes of it."""
+        self._refusal = problem
+        raise httptools.HttpParserError(problem.detail)
 
     def _refuse(self, problem: ProblemError) -> None:
-        """Answers at once and closes; an answer that is under way is cut off, for nothing could follow it."""
+        """Answers at once and closes; an answer that is under way is cut off, for nothing could follow it.
+
+        What is wrong with the rest of a body is the application's to answer, which has its beginning.
+        """
         self._refusal = problem
-        self._bounds.metrics.refused_connections.add(problem.problem_code)
         self._bounds.waiting.pop(self, None)
+        # A head that was read, and the line that the parser holds, would stay as long as the connection.
+        self.headers = self.scope = self.parser = None  # type: ignore[assignment]
+        if self.cycle is not None and cycles.break_off(self.cycle, problem):
+            self.discard_from_now_on()
+            return
+        self._bounds.metrics.refused_connections.add(problem.problem_code)
         if self.cycle is None or self.cycle.response_complete:
             response = rendered(problem, "/", {"Connection": "close"})
             head = [b"HTTP/1.1 %d %s\r\n" % (problem.status, problem.title.encode())]

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import answer_headers, connections, problems
+from service import answer_headers, cycles, problems
 from service.answer_headers import Headers
 from service.audit import Audit
 from service.auth import Guard
@@ -168,7 +168,7 @@ class Answer:
     async def give(self, response: Response, scope: Scope, receive: Receive) -> None:
         """Sends a response that has a Content-Length, in one piece where the connection can take it."""
         is_read = self._body is None or self._body.complete
-        if is_read and connections.answer(scope, response, (*self.headers, *answer_headers.ALL)):
+        if is_read and cycles.answer(scope, response, (*self.headers, *answer_headers.ALL)):
             self.status = response.status_code
         else:
             await response(scope, receive, self)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from service.connections import Connection
 
 LINGER_SECONDS = 2.0
+
+
+def _dropped(data: bytes | bytearray | memoryview[Any]) -> None:
+    """What nobody can be sent any more."""
 
 
 class LingeringTransport:
@@ -39,6 +43,7 @@ class LingeringTransport:
             self._transport.close()
             return
         self._is_lingering = True
+        self.write = _dropped  # an answer that is cut off goes on being written
         self._connection.discard_from_now_on()
         self._transport.write_eof()
         self._transport.resume_reading()

@@ -144,6 +144,56 @@ async def test_sign_ins_and_looks_are_no_acts(tmp_path, database_url, records):
     assert records() == []
 
 
+async def test_an_act_that_is_turned_away_before_its_route_is_in_the_log(tmp_path, database_url, records):
+    async with shut(tmp_path, database_url, control_requests_per_second=0.1) as (app, client):
+        job = "/jobs/abc/cancel"
+        many = bearer((await make_key(app.state.database, scopes.JOBS_WRITE, name="day-shift")).text)
+        await client.post(job, headers=many | {"Content-Encoding": "gzip"}, content=b"x")
+        await client.post(job, headers=many)
+        await client.get("/jobs", headers=many)
+        await client.post("/events/signin", content=ARTICLE, headers=JSON | many)
+        large = bearer((await make_key(app.state.database, scopes.JOBS_WRITE, name="late-shift")).text)
+        await client.post("/jobs", headers=large, content=b" " * 100_000)
+        await client.post("/nowhere", headers=large)
+    assert records() == [
+        {
+            "actor": "key:day-shift",
+            "act": "POST /jobs/{job_id}/cancel",
+            "status": 415,
+            "job_id": "abc",
+            "code": "unsupported_media_type",
+        },
+        {
+            "actor": "key:day-shift",
+            "act": "POST /jobs/abc/cancel",
+            "status": 429,
+            "code": "rate_limited",
+            "address": "127.0.0.1",
+        },
+        {"actor": "key:day-shift", "act": "POST /events/signin", "status": 403, "code": "insufficient_scope"}
+        | {"address": "127.0.0.1"},
+        {"actor": "key:late-shift", "act": "POST /jobs", "status": 413, "code": "body_too_large"},
+    ]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_acts_that_are_turned_away_cannot_fill_the_log(
+    tmp_path, database_url, records, monkeypatch, is_open
+):
+    monkeypatch.setattr(audit, "MOST_REFUSALS_AT_ONCE", 4.0)
+    monkeypatch.setattr(audit, "REFUSALS_PER_SECOND", 0.0)
+    values = {"host": "127.0.0.1"} if is_open else {"control_requests_per_second": 0.1}
+    async with shut(tmp_path, database_url, **values) as (app, client):
+        headers = {"Content-Encoding": "gzip"}  # of anybody: 415
+        if not is_open:  # of one key: 429
+            headers = bearer((await make_key(app.state.database, scopes.JOBS_WRITE)).text)
+            await client.get("/jobs", headers=headers)
+        for _ in range(9):
+            await client.post("/jobs/abc/cancel", headers=headers, content=b"x")
+        actor, status = ("api", 415) if is_open else ("key:tester", 429)
+        assert [(each["actor"], each["status"]) for each in records()] == [(actor, status)] * 4
+
+
 async def test_refusals_are_logged_at_a_bounded_rate_and_never_with_the_key(
     tmp_path, database_url, records, monkeypatch, caplog
 ):

@@ -54,6 +54,16 @@ async def test_what_is_not_http_is_a_400(tmp_path):
         writer.close()
 
 
+async def test_an_answer_that_is_cut_off_by_what_follows_its_request_is_no_failure_in_the_log(
+    tmp_path, caplog
+):
+    async with listening(settings_for(tmp_path)) as port:
+        reader, writer = await opened(port, HEALTH + b"\x16\x03\x01 nonsense\r\n\r\n")
+        assert await answer(reader) is None
+        writer.close()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_head_that_does_not_end_is_given_up_and_a_silent_connection_closed(tmp_path):
     async with listening(settings_for(tmp_path, header_deadline_seconds=0.2)) as port:
         slow, slow_writer = await opened(port, HEAD)

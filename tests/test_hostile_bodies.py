@@ -25,6 +25,7 @@ async def test_hostile_requests_leave_the_memory_and_good_signins_alone(request,
         ("stalled bodies", 408),
         ("half a head", 408),
         ("huge head", 431),
+        ("huge trailers", 431),
         ("not HTTP", 400),
     ):
         assert set(report.answers[name]) == {status}, name

@@ -1,4 +1,4 @@
-"""Which scope a request needs, found before the framework routes it."""
+"""Which scope a request needs, and under which rule it falls, found before the framework routes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from starlette.types import Scope
 from service.auth import scopes
 from service.config import Settings
 
+_PATTERNS = [(method, path, compile_path(path)[0]) for method, path in scopes.RULES if "{" in path]
+
+
+def declared(scope: Scope) -> tuple[str, dict[str, str]] | None:
+    """The path that the table of `service.auth.scopes` has for a request, and the values of its names.
+
+    None where no rule of the table fits.
+    """
+    method, path = scope["method"], scope["path"]
+    if (method, path) in scopes.RULES:
+        return path, {}
+    for each, declared_path, pattern in _PATTERNS:
+        if each == method and (found := pattern.match(path)):
+            return declared_path, found.groupdict()
+    return None
+
 
 class Routes:
     """The table of `service.auth.scopes` as requests meet it; `served` are the routes of the application."""
@@ -22,7 +38,7 @@ class Routes:
             rules["GET", "/metrics"] = scopes.OPEN  # a scraper beside the service needs no key
         self._exact = {rule: scope for rule, scope in rules.items() if "{" not in rule[1]}
         self._patterns: list[tuple[str, re.Pattern[str], str]] = [
-            (method, compile_path(path)[0], scope) for (method, path), scope in rules.items() if "{" in path
+            (method, pattern, rules[method, path]) for method, path, pattern in _PATTERNS
         ]
 
     def scope_wanted(self, scope: Scope) -> str:

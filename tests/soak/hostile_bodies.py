@@ -204,6 +204,9 @@ async def attack(server: Server, megabytes: int, idle: int, say: Callable[[str],
         await found.raw("stalled batches", stalled(BATCH, 5_000_000, 60_000), slow)
         await found.raw("half a head", b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nX-A: ", slow)
         await found.raw("huge head", b"GET /healthz HTTP/1.1\r\nX-A: " + b"a" * 200_000, 50)
+        chunked = b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+        trailers = b"Content-Type: application/json\r\n\r\n0\r\n" + b"a:\r\n" * 50_000
+        await found.raw("huge trailers", chunked + trailers, slow)
         await found.raw("not HTTP", b"\x16\x03\x01" * 1000, 50)
         for start in range(0, idle, 5000):
             count = min(5000, idle - start)
