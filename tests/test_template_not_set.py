@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service import checkup
 from service.checkup import dataflow
 from service.checkup.findings import Trouble
 from service.checkup.place import Place
@@ -139,10 +140,12 @@ async def test_the_check_of_the_settings_says_which_template_is_not_set(
     unset = Settings(_env_file=None, project="my-project", storage_endpoint=storage.url)
     place = Place(unset)
     try:
+        targets = [each.target for each in checkup.checks_of(place) if each.name == "template"]
         with pytest.raises(Trouble) as told:
             await dataflow.template(place, name, described(unset, name))
     finally:
         await place.close()
+    assert targets == ["user-signin", "backfill-signin"]  # and no path that nobody has chosen
     assert variable in told.value.detail
     assert told.value.is_fatal is is_fatal
     assert f"signin template publish {name}" in told.value.remedies[0]
