@@ -23,7 +23,7 @@ LONGEST_SUBSCRIPTION = 512
 def new_job(asked: NewJob, settings: Settings, now: datetime) -> Job:
     """The row of a job that is to be launched: defaults from the settings, then what was asked for.
 
-    Raises InvalidRequestError and UnknownPipelineError.
+    Raises InvalidRequestError, UnknownPipelineError and TemplateNotSetError.
     """
     pipeline = pipeline_of(settings, asked.pipeline)
     job_id = new_id(now)

@@ -9,14 +9,15 @@ from service.job_control import UpdateRequest
 from service.job_request import checked_environment, require_no_loop
 from service.launch_environment import LaunchEnvironment
 from service.models import Job
-from service.pipelines import at_version, pipeline_of
+from service.pipelines import at_version, described
 
 
 def replacement(asked: JobUpdate, job: Job, settings: Settings) -> tuple[UpdateRequest, Pipeline]:
-    """The replacement, and the pipeline whose template judges its parameters. Raises InvalidRequestError.
+    """The replacement, and the pipeline whose template judges its parameters.
 
     Parameters and environment are those of the running job with what was asked for over them; the
-    template is the one that the settings name by now.
+    template is the one that the settings name by now. Raises InvalidRequestError, UnknownPipelineError
+    and TemplateNotSetError.
     """
     pipeline = at_version(_pipeline(asked, job, settings), asked.template_path, settings)
     merged = {**job.parameters, **asked.parameters}
@@ -34,7 +35,7 @@ def replacement(asked: JobUpdate, job: Job, settings: Settings) -> tuple[UpdateR
 
 def _pipeline(asked: JobUpdate, job: Job, settings: Settings) -> Pipeline:
     if not job.adopted:
-        return pipeline_of(settings, job.pipeline)
+        return described(settings, job.pipeline)
     if asked.template_path is None:
         raise InvalidRequestError("body.template_path: an adopted job's template is not known; name it.")
     return Pipeline.model_construct(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from service.config import Pipeline, Settings
-from service.errors import InvalidRequestError, UnknownPipelineError
+from service.errors import InvalidRequestError, TemplateNotSetError, UnknownPipelineError
 from service.launch_environment import LaunchEnvironment
 
 BUILT_IN = "user-signin"
@@ -13,7 +13,12 @@ BACKFILL = "backfill-signin"
 
 
 def pipeline_of(settings: Settings, name: str) -> Pipeline:
-    """Raises UnknownPipelineError."""
+    """The pipeline, to launch of. Raises UnknownPipelineError and TemplateNotSetError."""
+    return launchable(described(settings, name), settings)
+
+
+def described(settings: Settings, name: str) -> Pipeline:
+    """The pipeline as the settings have it, its template set or not. Raises UnknownPipelineError."""
     if name in settings.pipelines:
         return settings.pipelines[name]
     built_in = {
@@ -36,14 +41,25 @@ def pipeline_of(settings: Settings, name: str) -> Pipeline:
     raise UnknownPipelineError(f"Pipelines: {', '.join(known)}.")
 
 
+def launchable(pipeline: Pipeline, settings: Settings) -> Pipeline:
+    """The pipeline itself. Raises TemplateNotSetError where its template is the local stack's alone."""
+    if reason := settings.template_not_set(pipeline.template_path):
+        raise TemplateNotSetError(reason)
+    return pipeline
+
+
 def at_version(pipeline: Pipeline, template_path: str | None, settings: Settings) -> Pipeline:
-    """The pipeline with another template, where the settings allow it. Raises InvalidRequestError."""
+    """The pipeline with another template, where the settings allow it.
+
+    Raises InvalidRequestError and TemplateNotSetError.
+    """
     if template_path is None or template_path == pipeline.template_path:
-        return pipeline
+        return launchable(pipeline, settings)
     if not any(fnmatchcase(template_path, pattern) for pattern in settings.allowed_templates):
         detail = "SIGNIN_ALLOWED_TEMPLATES does not allow this template."
         raise InvalidRequestError(
             f"body.template_path: {detail}",
             members={"errors": [{"field": "body.template_path", "detail": detail}]},
         )
-    return pipeline.model_copy(update={"template_path": template_path, "template_metadata": None})
+    other = pipeline.model_copy(update={"template_path": template_path, "template_metadata": None})
+    return launchable(other, settings)

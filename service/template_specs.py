@@ -87,6 +87,7 @@ class TemplateSpecs:
 
     def __init__(self, rest: GoogleRest, settings: Settings) -> None:
         self._rest = rest
+        self._settings = settings
         self._endpoint = settings.storage_endpoint.rstrip("/")
         # Behind the local Dataflow there is no bucket, unless an emulator of one is named.
         self._has_buckets = self._endpoint.startswith("http://") or not settings.dataflow_emulator_host
@@ -112,13 +113,15 @@ class TemplateSpecs:
         return spec
 
     async def read(self, pipeline: Pipeline) -> TemplateSpec | None:
-        """The spec as it is now, None where there is no bucket.
+        """The spec as it is now, None where there is no bucket, or none of ours.
 
         Raises NoMetadataError, OSError, RestError or MsgspecError.
         """
         if pipeline.template_metadata:
             return _read(await asyncio.to_thread(pipeline.template_metadata.read_bytes))
-        return _read(await self._fetch(pipeline.template_path)) if self._has_buckets else None
+        if not self._has_buckets or self._settings.template_not_set(pipeline.template_path):
+            return None
+        return _read(await self._fetch(pipeline.template_path))
 
     async def _fetch(self, path: str) -> bytes:
         bucket, _, name = path.removeprefix("gs://").partition("/")

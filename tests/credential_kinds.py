@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from service.auth import key_store, keys, scopes
 from service.models import utc_now
+from tests.cloud_run import for_cloud_run, without_signature
 from tests.doors import bearer, make_key, new_ec_key
 
 
@@ -47,6 +48,12 @@ async def credentials(database, wanted):
         "right": (bearer(right.text), None),
         "right, with the scheme in capitals": ({"Authorization": f"BEARER {right.text}"}, None),
         "right, in the other header": ({"X-API-Key": right.text}, None),
+        "right, beside what is for Cloud Run": (bearer(right.text) | for_cloud_run("nonsense"), None),
+        "right, where Cloud Run alone looks": (for_cloud_run(right.text), (401, "authentication_required")),
+        "wrong scope, the right one where Cloud Run looks": (
+            bearer(wrong.text) | for_cloud_run(right.text),
+            (403, "insufficient_scope"),
+        ),
     }
 
 
@@ -87,6 +94,7 @@ def tokens(issuer, turned_over):
         "without aud": (issuer.token(without=["aud"]), refused),
         "without sub": (issuer.token(without=["sub"]), refused),
         "cut short": (issuer.token()[:-8], refused),
+        "cut by Cloud Run": (without_signature(issuer.token()), refused),
         "three dots": ("a.b.c", refused),
         "too large": ("e" * 9000, refused),
     }

@@ -145,8 +145,15 @@ def test_the_commands_send_the_key_of_the_environment_or_of_a_file(tmp_path, mon
     monkeypatch.setenv("SIGNIN_API_KEY", "signin_environment")
     monkeypatch.setenv("SIGNIN_API_KEY_FILE", "")
     assert credentials("http://[::1]:8080") == {"Authorization": "Bearer signin_environment"}
+    monkeypatch.setenv("SIGNIN_SERVERLESS_TOKEN", "e30.e30.e30")
+    both = {"Authorization": "Bearer signin_environment", "X-Serverless-Authorization": "Bearer e30.e30.e30"}
+    assert credentials("https://signin.example") == both
 
 
+SENT = ("SIGNIN_API_KEY", "SIGNIN_SERVERLESS_TOKEN")
+
+
+@pytest.mark.parametrize("variable", SENT)
 @pytest.mark.parametrize(
     ("key", "url", "words"),
     [
@@ -154,19 +161,23 @@ def test_the_commands_send_the_key_of_the_environment_or_of_a_file(tmp_path, mon
         ("signin x\n y", "http://127.0.0.1:1", "characters"),
     ],
 )
-def test_a_key_is_not_sent_in_the_clear_nor_broken(signin, monkeypatch, key, url, words):
-    monkeypatch.setenv("SIGNIN_API_KEY", key)
+def test_a_key_is_not_sent_in_the_clear_nor_broken(signin, monkeypatch, key, url, words, variable):
+    monkeypatch.setenv(variable, key)
     for command in (["jobs", "list"], ["emit", "--count", "1"]):
-        assert words in signin(*command, "--url", url, exit_code=2).stderr
+        told = signin(*command, "--url", url, exit_code=2).stderr
+        assert words in told
+        assert key not in told
 
 
-def test_a_key_and_a_file_with_a_key_at_once_are_refused(signin, monkeypatch, tmp_path):
+@pytest.mark.parametrize("variable", SENT)
+def test_a_key_and_a_file_with_a_key_at_once_are_refused(signin, monkeypatch, tmp_path, variable):
     (tmp_path / "key").write_text("signin_file\n")
-    monkeypatch.setenv("SIGNIN_API_KEY_FILE", "key")
-    monkeypatch.setenv("SIGNIN_API_KEY", "signin_environment")
-    assert "are both set" in signin("jobs", "list", exit_code=2).stderr
+    monkeypatch.setenv(f"{variable}_FILE", "key")
+    monkeypatch.setenv(variable, "signin_environment")
+    assert f"{variable} and {variable}_FILE are both set" in signin("jobs", "list", exit_code=2).stderr
 
 
-def test_a_missing_key_file_is_told_in_one_sentence(signin, monkeypatch):
-    monkeypatch.setenv("SIGNIN_API_KEY_FILE", "nowhere")
+@pytest.mark.parametrize("variable", SENT)
+def test_a_missing_key_file_is_told_in_one_sentence(signin, monkeypatch, variable):
+    monkeypatch.setenv(f"{variable}_FILE", "nowhere")
     assert "nowhere cannot be read" in signin("jobs", "list", exit_code=2).stderr

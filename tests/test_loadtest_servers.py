@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from service.load import Crowd, Plan, Target
-from tests.loadtest_figures import figures
+from tests.loadtest_figures import answers, figures
 
 # Servers that do not answer as they should
 
@@ -41,6 +43,43 @@ def test_a_port_where_nobody_listens_is_counted_and_not_hammered(options):
     assert found["unanswered"].keys() == {"connection refused"}
     assert 2 <= found["requests"] <= 24
     assert found["error_share"] == 1
+
+
+@pytest.fixture
+def login_page():
+    """The port of a server that answers every POST with 200 and a page, as a proxy before the service may."""
+    page = b"<html>Please sign in</html>"
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_a_page_that_answers_every_request_with_200_is_no_service_that_takes_sign_ins(login_page, batch):
+    code, found = figures(
+        *("--url", f"http://127.0.0.1:{login_page}", "--count", 40, "--concurrency", 2, "--batch", batch),
+        *("--max-error-share", 0),
+    )
+    assert code == 1
+    assert answers(found) == {(200, "no sign-in answer"): 40}
+    assert found["events"] == {"accepted": 0, "refused": 40, "unanswered": 0}
 
 
 async def answering(answer):

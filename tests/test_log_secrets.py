@@ -19,6 +19,7 @@ from service.config import Settings
 from service.db import Database
 from service.local.faults import Fault, set_faults
 from tests.bigquery_servers import local_bigquery
+from tests.cloud_run import for_cloud_run
 from tests.dead_letter_world import LetterTables, letter
 from tests.doors import AUDIENCE, Issuer, bearer, make_key
 from tests.otlp_receiver import Receiver
@@ -37,6 +38,7 @@ SECRETS = {
     "unknown key": "signin_Zq86hidden",
     "query": "Query-Zq87hidden",
     "dead letter": "Letter-Zq88hidden",
+    "token for Cloud Run": "Serverless-Zq89hidden",
 }
 OWN = ("database password", "receiver token")  # which no caller has sent
 SCOPES = json.dumps({"*": ["events:write", "jobs:read"]})
@@ -52,7 +54,8 @@ class Caller:
     """Sends requests and keeps what they were answered; what it sent itself may stand in a problem."""
 
     def __init__(self, url, key):
-        self._client = httpx.Client(base_url=url, headers=bearer(key), timeout=20)
+        shown = bearer(key) | for_cloud_run(SECRETS["token for Cloud Run"])
+        self._client = httpx.Client(base_url=url, headers=shown, timeout=20)
         self.answers = []
 
     def send(self, method, path, content=b"", headers=None):

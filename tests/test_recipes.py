@@ -255,6 +255,14 @@ def test_cloud_run_keeps_two_instances_and_their_processor():
     assert int(least) >= 2
 
 
+def test_who_names_the_invokers_of_cloud_run_says_which_header_their_token_needs():
+    paths = (files.CLOUD_RUN / "service.yaml", *(files.DEPLOY / "terraform").glob("*.tf"))
+    texts = {path.name: path.read_text() for path in paths}
+    naming = {name for name, text in texts.items() if re.search(r'run\.invoker|variable "invokers"', text)}
+    assert naming == {"permissions.tf", "variables.tf", "service.yaml"}
+    assert {name for name in naming if "X-Serverless-Authorization" not in texts[name]} == set()
+
+
 def test_a_variable_of_the_cloud_run_files_is_told_of():
     told = (files.CLOUD_RUN / "service.yaml").read_text().partition("apiVersion")[0]
     used = {

@@ -147,7 +147,7 @@ resource "google_pubsub_subscription_iam_member" "pubsub_acknowledges" {
   member       = local.pubsub_agent
 }
 
-# Callers
+# Callers: Cloud Run checks their token in X-Serverless-Authorization, the service its own in Authorization.
 
 resource "google_cloud_run_v2_service_iam_member" "callers" {
   for_each = var.service_image == "" ? [] : var.invokers

@@ -126,7 +126,7 @@ resource "google_cloud_run_v2_service" "signin" {
       }
 
       dynamic "env" {
-        for_each = local.settings
+        for_each = merge(local.settings, var.telemetry)
         content {
           name  = env.key
           value = env.value

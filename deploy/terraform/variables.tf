@@ -160,7 +160,7 @@ variable "max_instances" {
 }
 
 variable "invokers" {
-  description = "Members (user:, group:, serviceAccount:, allUsers) that Cloud Run lets through to the service."
+  description = "Members (user:, group:, serviceAccount:, allUsers) that Cloud Run lets through to the service, by their token in X-Serverless-Authorization: of one in Authorization it removes the signature."
   type        = set(string)
   default     = []
 }
@@ -172,7 +172,7 @@ variable "oidc_issuer" {
 }
 
 variable "oidc_audience" {
-  description = "The audience that tokens must have: the service's public address."
+  description = "The audience that tokens must have, those for Cloud Run too: the service's public address."
   type        = string
   default     = "https://signin.example.com"
 
@@ -186,6 +186,17 @@ variable "oidc_scopes" {
   description = "What tokens may do: a rule such as email=backend@my-project.iam.gserviceaccount.com to scopes."
   type        = map(list(string))
   default     = {}
+}
+
+variable "telemetry" {
+  description = "OTEL_... variables of the service, as OTEL_EXPORTER_OTLP_ENDPOINT of a receiver in the network: a scrape from outside would reach another instance each time."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for name in keys(var.telemetry) : startswith(name, "OTEL_")])
+    error_message = "Names of variables that begin with OTEL_."
+  }
 }
 
 variable "notification_channels" {

@@ -17,7 +17,7 @@ from service.auth.issuer_keys import IssuerKeys
 from service.auth.questions import LookUps, Questions
 from service.auth.rate_limits import Headers, RateLimits
 from service.auth.routes import Routes
-from service.auth.tokens import Tokens
+from service.auth.tokens import Tokens, why_unsigned
 from service.auth.verified import Verified, fingerprint, look_up
 from service.config import Settings
 from service.db import Database
@@ -247,7 +247,7 @@ def _nobody(credential: bytes | None) -> AuthenticationRequiredError | InvalidCr
             headers={"WWW-Authenticate": REALM},
         )
     return InvalidCredentialsError(
-        "This is no API key, and the service takes no tokens.",
+        why_unsigned(credential) or "This is no API key, and the service takes no tokens.",
         headers={"WWW-Authenticate": f'{REALM}, error="invalid_token"'},
     )
 

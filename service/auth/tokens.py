@@ -16,6 +16,9 @@ from service.errors import ConfigError, InvalidCredentialsError
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 8192
+# What Cloud Run leaves of a signature that it has checked, in the header in which the token came.
+# https://cloud.google.com/run/docs/troubleshooting#signature-removed
+_REMOVED_SIGNATURE = b"SIGNATURE_REMOVED_BY_GOOGLE"
 _REQUIRED = ["exp", "iat", "iss", "aud", "sub"]
 _SPACED_CLAIMS = frozenset({"scope", "scp"})  # lists in one string, RFC 8693 section 4.2
 _ANY = "*"
@@ -60,6 +63,8 @@ class Tokens:
 
         if len(token) > MOST_BYTES:
             raise InvalidCredentialsError("The token is too large.")
+        if reason := why_unsigned(token):
+            raise InvalidCredentialsError(reason)
         try:
             header = jwt.get_unverified_header(token)
             algorithm = header.get("alg")
@@ -82,6 +87,20 @@ class Tokens:
             log.debug("a token was refused: %s", type(error).__name__)
             raise InvalidCredentialsError(f"The token is not valid: {_reason(error)}.") from None
         return claims
+
+
+def why_unsigned(token: bytes) -> str:
+    """What to do where Cloud Run took the signature away; empty for any other token.
+
+    Such a token proves nothing, whoever forwarded it: anybody can write one.
+    """
+    if token.rpartition(b".")[2] != _REMOVED_SIGNATURE:
+        return ""
+    return (
+        "Cloud Run has checked this token itself and removed its signature, so it proves nothing here. "
+        "Send a token for Cloud Run as `X-Serverless-Authorization: Bearer …`, and beside it this "
+        "service's key or token as `Authorization: Bearer …`; both may be the same token."
+    )
 
 
 def _reason(error: Exception) -> str:

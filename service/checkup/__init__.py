@@ -57,14 +57,17 @@ def checks_of(place: Place) -> list[Check]:
 def _templates(place: Place) -> list[Check]:
     settings = place.settings
     names = dict.fromkeys((pipelines.BUILT_IN, pipelines.BACKFILL, *settings.pipelines))
-    found = {name: pipelines.pipeline_of(settings, name) for name in names}
+    found = {name: pipelines.described(settings, name) for name in names}
     return [
         Check(
             "template",
-            str(each.template_metadata or each.template_path),
-            partial(dataflow.template, place, each),
+            # The path of a template that is not set would read as if somebody had chosen it.
+            name
+            if settings.template_not_set(each.template_path)
+            else str(each.template_metadata or each.template_path),
+            partial(dataflow.template, place, name, each),
         )
-        for each in found.values()
+        for name, each in found.items()
     ]
 
 

@@ -11,6 +11,7 @@ from service.checkup.findings import NotAsked, Trouble
 from service.checkup.place import Place
 from service.checkup.refusals import explained
 from service.config import Pipeline
+from service.pipelines import BACKFILL
 from service.template_specs import NoMetadataError, TemplateSpecs
 
 API = "dataflow.googleapis.com"
@@ -42,9 +43,15 @@ async def region(place: Place) -> str:
     return "Its jobs can be listed."
 
 
-async def template(place: Place, pipeline: Pipeline) -> str:
+async def template(place: Place, pipeline_name: str, pipeline: Pipeline) -> str:
     """Reads the spec of a pipeline's template as a launch would."""
     settings = place.settings
+    if reason := settings.template_not_set(pipeline.template_path):
+        raise Trouble(
+            f"{reason} {pipeline_name} cannot be launched.",
+            f"signin template publish {pipeline_name} --to gs://BUCKET/templates --image IMAGE@sha256:…",
+            is_fatal=pipeline_name != BACKFILL,  # many never read sign-ins from files
+        )
     bucket = pipeline.template_path.removeprefix("gs://").partition("/")[0]
     name = pipeline.template_path.rpartition("/")[2].removesuffix(".json")
     viewer = f"storage buckets add-iam-policy-binding gs://{bucket}"

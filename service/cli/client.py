@@ -18,6 +18,12 @@ from service.config import Settings, is_loopback, masked
 from service.local.running import end_of_last
 
 DEADLINE_SECONDS = 60.0
+# Cloud Run takes its own token from a header of its own, and hands the other one on as it is.
+# https://cloud.google.com/run/docs/authenticating/service-to-service
+_CREDENTIALS = {
+    "Authorization": "SIGNIN_API_KEY",
+    "X-Serverless-Authorization": "SIGNIN_SERVERLESS_TOKEN",
+}
 
 
 def running_settings() -> Settings:
@@ -126,26 +132,32 @@ def look_for_end(data_dir: Path, default: str) -> None:
 
 
 def credentials(base_url: str) -> dict[str, str]:
-    """The header with the key of SIGNIN_API_KEY, or of the file that SIGNIN_API_KEY_FILE names; else none.
+    """The headers with the key of SIGNIN_API_KEY and, for Cloud Run, the token of SIGNIN_SERVERLESS_TOKEN.
 
-    A key is never sent to another machine in the clear: that ends the command, as both variables at once do.
+    Either may stand in the file that the variable with `_FILE` names, and none has to be there. None is ever
+    sent to another machine in the clear: that ends the command, as both variables of one at once do.
     """
-    key = os.environ.get("SIGNIN_API_KEY", "").strip()
-    if path := os.environ.get("SIGNIN_API_KEY_FILE"):
-        if key:
-            fail("SIGNIN_API_KEY and SIGNIN_API_KEY_FILE are both set: which one counts?", exit_code=2)
-        try:
-            key = Path(path).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            fail(f"SIGNIN_API_KEY_FILE={path} cannot be read ({type(error).__name__})", exit_code=2)
-    if not key:
-        return {}
-    if not key.isascii() or not key.isprintable():
-        fail("SIGNIN_API_KEY holds characters that no key has", exit_code=2)
+    held = {header: _secret(variable) for header, variable in _CREDENTIALS.items()}
+    found = {header: f"Bearer {secret}" for header, secret in held.items() if secret}
     parts = urlsplit(base_url)
-    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+    if found and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         fail(f"{base_url} is not https: the key would be readable on its way", exit_code=2)
-    return {"Authorization": f"Bearer {key}"}
+    return found
+
+
+def _secret(variable: str) -> str:
+    """What the variable says, or the file that its `_FILE` names; empty where neither is set."""
+    secret = os.environ.get(variable, "").strip()
+    if path := os.environ.get(f"{variable}_FILE"):
+        if secret:
+            fail(f"{variable} and {variable}_FILE are both set: which one counts?", exit_code=2)
+        try:
+            secret = Path(path).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"{variable}_FILE={path} cannot be read ({type(error).__name__})", exit_code=2)
+    if not secret.isascii() or not secret.isprintable():
+        fail(f"{variable} holds characters that no key and no token has", exit_code=2)
+    return secret
 
 
 def request(
@@ -171,5 +183,10 @@ def problem_sentence(response: httpx.Response) -> str:
         problem = response.json()
         said = f"{problem['title']}: {problem['detail']} ({response.status_code} {problem['code']})"
     except (ValueError, KeyError, TypeError):
-        return f"the service answered {response.status_code} with no problem document"
-    return f"{said}. SIGNIN_API_KEY is where a key is given." if response.status_code == 401 else said
+        said = f"the service answered {response.status_code} with no problem document"
+        if response.status_code in (401, 403):
+            said += ". Where that is Cloud Run's answer, SIGNIN_SERVERLESS_TOKEN is where its token is given."
+        return said
+    if response.status_code != 401:
+        return said
+    return f"{said}. SIGNIN_API_KEY is where a key is given, SIGNIN_SERVERLESS_TOKEN where Cloud Run's is."

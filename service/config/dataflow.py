@@ -22,6 +22,8 @@ def _decoded(value: Any) -> Any:
 
 
 _JSON = BeforeValidator(_decoded)
+# What the local Dataflow takes. Names of buckets are global: on Google Cloud this one is whoever's it is.
+LOCAL_TEMPLATES = "gs://signin-local/"
 
 
 class Pipeline(BaseModel):
@@ -40,7 +42,8 @@ class Dataflow(BaseModel):
     """Dataflow and the jobs on it."""
 
     template_path: str = Field(
-        "gs://signin-local/templates/user-signin.json", description="Flex Template spec of user-signin"
+        f"{LOCAL_TEMPLATES}templates/user-signin.json",
+        description="Flex Template spec of user-signin; the default is the local stack's alone",
     )
     template_metadata: Path | None = Field(
         None,
@@ -60,8 +63,8 @@ class Dataflow(BaseModel):
         "an empty list allows none, a field that is not listed takes any",
     )
     backfill_template_path: str = Field(
-        "gs://signin-local/templates/backfill-signin.json",
-        description="Flex Template spec of backfill-signin",
+        f"{LOCAL_TEMPLATES}templates/backfill-signin.json",
+        description="Flex Template spec of backfill-signin; the default is the local stack's alone",
     )
     backfill_template_metadata: Path | None = Field(
         None,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.config.access import Access
-from service.config.dataflow import Dataflow
+from service.config.dataflow import LOCAL_TEMPLATES, Dataflow
 from service.config.endpoints import Endpoints
 from service.config.http import Http
 from service.config.logs import Logs
@@ -58,6 +58,25 @@ class Settings(Endpoints, Logs, Dataflow, Publishing, Access, Http, Places, Base
     def is_open_at_first(self) -> bool:
         """Whether anybody may use the service as long as there is no key."""
         return is_loopback(self.host) and not self.require_authentication and not self.oidc_issuer
+
+    def template_not_set(self, template_path: str) -> str:
+        """Why nothing is launched of this template, with the variable to set; empty where it may be.
+
+        A path of the local stack names no template of ours on Google's Dataflow: what the owner of a
+        bucket with that name puts there would run as our workers.
+        """
+        if self.dataflow_emulator_host or not template_path.startswith(LOCAL_TEMPLATES):
+            return ""
+        variables = {
+            self.backfill_template_path: "SIGNIN_BACKFILL_TEMPLATE_PATH",
+            self.template_path: "SIGNIN_TEMPLATE_PATH",
+        }
+        if variable := variables.get(template_path):
+            return f"{variable} is not set, and Google's Dataflow cannot use {template_path}."
+        return (
+            f"{template_path} is a path of the local stack, which Google's Dataflow cannot use: name a "
+            "template of yours (SIGNIN_PIPELINES, or the template_path of an update)."
+        )
 
     def require_closed(self, keys_exist: Callable[[Settings], bool] = lambda _: False) -> None:
         """Raises ConfigError where the service would be open to strangers, or closed to everybody.

@@ -16,6 +16,9 @@ OTHERS = {
     "SIGNIN_URL": "Address of the service that the command line calls",
     "SIGNIN_API_KEY": "API key that the command line sends; secret",
     "SIGNIN_API_KEY_FILE": "File with that key",
+    "SIGNIN_SERVERLESS_TOKEN": "Google's identity token that the command line sends to Cloud Run beside the "
+    "key, as `X-Serverless-Authorization`; secret",
+    "SIGNIN_SERVERLESS_TOKEN_FILE": "File with that token",
     "SIGNIN_SERVICE_IMAGE": "Image of the service in compose.yaml",
     "SIGNIN_LOCAL_IMAGE": "Image of the local stack in compose.yaml",
     "SIGNIN_PUBLISHED_ON": "Port of this machine at which compose.yaml answers",

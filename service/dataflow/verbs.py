@@ -229,6 +229,9 @@ class Dataflow:
         return counters
 
     async def _launch(self, request: dict[str, Any]) -> Any:
+        # Every launch goes this way, also that of a job which was committed under other settings.
+        if reason := self._settings.template_not_set(request["launch_parameter"]["container_spec_gcs_path"]):
+            raise RefusedError(reason, "FAILED_PRECONDITION")
         try:
             return await self._call(self._clients.dataflow_flex_templates, "launch_flex_template", request)
         except MissingError as error:  # here it is the template that is missing

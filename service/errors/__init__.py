@@ -31,6 +31,7 @@ from service.errors.jobs import (
     InvalidParametersError,
     JobNotFoundError,
     SubscriptionInUseError,
+    TemplateNotSetError,
     TooManyStreamsError,
     UnknownPipelineError,
 )
@@ -62,6 +63,7 @@ __all__ = [  # beside the classes below
     "ReplayInProgressError",
     "ReplayNotFoundError",
     "SubscriptionInUseError",
+    "TemplateNotSetError",
     "TooManyStreamsError",
     "UnknownPipelineError",
 ]

@@ -44,6 +44,14 @@ class UnknownPipelineError(ProblemError):
     title = "There is no pipeline of that name"
 
 
+class TemplateNotSetError(ProblemError):
+    """The settings name no template of the pipeline; the detail names the variable that does."""
+
+    status = 422
+    code = "template_not_set"
+    title = "The pipeline has no template here"
+
+
 class InvalidPageTokenError(ProblemError):
     status = 400
     code = "invalid_page_token"

@@ -23,6 +23,7 @@ from service.errors import (
     InvalidRequestError,
     JobNotFoundError,
     ProblemError,
+    TemplateNotSetError,
     UnsupportedMediaTypeError,
 )
 from service.idempotency import KeyedRequest, Unfinished
@@ -117,7 +118,8 @@ async def force_cancel_job(
 
 
 @router.post(
-    "/{job_id}/update", **_act("Update a job in place", InvalidParametersError, DataflowRefusedError)
+    "/{job_id}/update",
+    **_act("Update a job in place", InvalidParametersError, TemplateNotSetError, DataflowRefusedError),
 )
 async def update_job(job_id: str, asked: JobUpdate, desk: AtDesk, key: Key, request: Request) -> Response:
     """Replaces the running job by a new version of itself, which goes on with its state.

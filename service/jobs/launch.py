@@ -22,6 +22,7 @@ from service.errors import (
     InvalidParametersError,
     InvalidRequestError,
     SubscriptionInUseError,
+    TemplateNotSetError,
     UnknownPipelineError,
     UnsupportedMediaTypeError,
 )
@@ -75,6 +76,7 @@ class Validated(BaseModel):
             InvalidRequestError,
             InvalidParametersError,
             UnknownPipelineError,
+            TemplateNotSetError,
             InvalidIdempotencyKeyError,
             IdempotencyInFlightError,
             IdempotencyMismatchError,
@@ -140,7 +142,10 @@ async def validated(asked: NewJob, desk: Desk) -> Response:
 
 
 async def checked_job(asked: NewJob, desk: Desk) -> Job:
-    """The row of the new job. Raises InvalidRequestError, UnknownPipelineError, InvalidParametersError."""
+    """The row of the new job.
+
+    Raises InvalidRequestError, UnknownPipelineError, TemplateNotSetError and InvalidParametersError.
+    """
     job = new_job(asked, desk.settings, desk.clock())
     spec = await desk.templates.find(pipeline_of(desk.settings, asked.pipeline))
     require_parameters(spec, job.parameters)

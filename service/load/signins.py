@@ -18,6 +18,9 @@ _DIGITS = 9
 _MOST_CODES = 50  # what a server calls its errors is its own matter
 UNKNOWN, PUBLISHED, SPOOLED, REFUSED = range(4)
 _BY_STATUS = {"published": PUBLISHED, "spooled": SPOOLED}
+_TAKEN = (202, 207)  # of a batch 207 too, where some of its events were taken
+NOT_OURS = "no sign-in answer"  # of 2xx and 3xx: a login page, another service, somebody else's event
+NO_PROBLEM = "no problem document"
 
 
 class _Error(msgspec.Struct):
@@ -27,13 +30,16 @@ class _Error(msgspec.Struct):
 class _Result(msgspec.Struct):
     index: int
     status: str
+    event_id: str | None = None
     error: _Error | None = None
 
 
 class _Answer(msgspec.Struct):
-    """What is read of an answer: a problem's code, the results of a batch."""
+    """What is read of an answer: where the event is, a problem's code, the results of a batch."""
 
-    code: str = "no problem document"
+    event_id: str | None = None
+    status: str | int = ""  # a problem's is a number
+    code: str = NO_PROBLEM
     results: list[_Result] = []
 
 
@@ -56,6 +62,7 @@ class Signins:
             run.encode(),
             _DIGITS,
         )
+        self._published = b'{"event_id":"%s-%%0%dd","status":"published"' % (run.encode(), _DIGITS)
         self._lines = "\r\n".join(lines)
         self._head = self._head_for(batch)
         self._short, self._short_count = -1, batch
@@ -87,13 +94,13 @@ class Signins:
     def taken(self, number: int, status: int, body: bytes, counts: bool) -> None:
         """Notes the answer to the request `number`; the status 0 is none."""
         first, count = number * self.batch, self._count(number)
-        if status in (200, 202) and b'"failed"' not in body and b'"spooled"' not in body:
+        if status == 202 and self._all_published(first, count, body):
             fates = bytes((PUBLISHED,)) * count  # nearly always, and needs no decoding
             codes = Counter({"published": count})
         elif status == 0:
             fates, codes = bytes(count), Counter({"no answer": count})
         else:
-            fates, codes = self._told(status, body, count)
+            fates, codes = self._told(status, body, first, count)
         self.fates[first : first + count] = fates
         if counts:
             for code, events in codes.items():
@@ -102,26 +109,48 @@ class Signins:
                     key = (status, "other")
                 self.answers[key] += events
 
-    def _told(self, status: int, body: bytes, count: int) -> tuple[bytes, Counter[str]]:
+    def _all_published(self, first: int, count: int, body: bytes) -> bool:
+        """Whether the body is, byte by byte, what our service says where all is in the topic.
+
+        False says nothing: the same JSON may be written in another way.
+        """
+        if self.batch == 1:
+            return body.startswith(self._published % first)
+        return (
+            body.startswith(b'{"results":[{"index":0,"event_id":"%s"' % self.id_of(first).encode())
+            and body.count(b'"status":"published"') == body.count(b'{"index":') == count
+        )
+
+    def _told(self, status: int, body: bytes, first: int, count: int) -> tuple[bytes, Counter[str]]:
         """The fates of a request's `count` events, and how many of them there are by code."""
-        is_good = 200 <= status < 300
         try:
             answer = _decode(body)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # the second of a string that is no UTF-8
             answer = _Answer()
-        if self.batch == 1 or not answer.results:
-            code = answer.code if not is_good else "spooled" if b'"spooled"' in body else "published"
-            fate = _BY_STATUS.get(code, REFUSED) if is_good else REFUSED
-            return bytes((fate,)) * count, Counter({code[:64]: count})
-        fates, codes = bytearray((REFUSED,)) * count, Counter[str]()
-        for result in answer.results:
-            if 0 <= result.index < count:
-                fates[result.index] = _BY_STATUS.get(result.status, REFUSED)
-            codes[result.error.code[:64] if result.error else result.status] += 1
-        return bytes(fates), codes
+        code = answer.code if status >= 400 else NOT_OURS
+        fates, codes = bytearray((REFUSED,)) * count, [code] * count
+        if self.batch == 1:
+            if status == 202 and answer.event_id == self.id_of(first) and answer.status in _BY_STATUS:
+                codes[0] = str(answer.status)
+                fates[0] = _BY_STATUS[codes[0]]
+        else:
+            for result in answer.results:  # a problem has them too, where nothing was taken
+                if 0 <= result.index < count:
+                    codes[result.index] = result.error.code if result.error else NOT_OURS
+                    if self._says_taken(status, result, first):
+                        codes[result.index] = result.status
+                        fates[result.index] = _BY_STATUS[result.status]
+        for index, fate in enumerate(fates):
+            if fate == REFUSED and codes[index] in _BY_STATUS:
+                codes[index] = NOT_OURS  # an error of this name must not look like an event that was taken
+        return bytes(fates), Counter(code[:64] for code in codes)
+
+    def _says_taken(self, status: int, result: _Result, first: int) -> bool:
+        is_its_own = result.event_id == self.id_of(first + result.index)
+        return status in _TAKEN and is_its_own and result.status in _BY_STATUS
 
     def accepted(self) -> Iterator[int]:
-        """The numbers of the events that were answered with 2xx."""
+        """The numbers of the events of which the service said that they are safe."""
         return (number for number, fate in enumerate(self.fates) if fate in (PUBLISHED, SPOOLED))
 
     def id_of(self, number: int) -> str:
