@@ -90,7 +90,7 @@ _OPTIONS = (
         "--id_label",
         default=DEFAULT_ID_LABEL,
         help="Message attribute by which a message that was published twice within ten minutes counts "
-        "once. The word none switches this off.",
+        "once, except in Dataflow's at-least-once mode. The word none switches this off.",
     ),
     _Option(
         "--timestamp_attribute",
