@@ -30,6 +30,8 @@ WRITE_METHODS = (
     "STREAMING_INSERTS",
     "STORAGE_WRITE_API",
 )
+# Of these the templates offer none: their images launch the job, and have no Java.
+WRITE_METHODS_WITH_JAVA = frozenset({"STORAGE_WRITE_API"})
 
 TOPIC_PATTERN = r"^projects/[^/]+/topics/[^/]+$"
 OTLP_PATTERN = r"^https?://[^\s/]+(/\S*)?$"
@@ -88,7 +90,7 @@ _OPTIONS = (
         "--id_label",
         default=DEFAULT_ID_LABEL,
         help="Message attribute by which a message that was published twice within ten minutes counts "
-        "once. The word none switches this off.",
+        "once, except in Dataflow's at-least-once mode. The word none switches this off.",
     ),
     _Option(
         "--timestamp_attribute",
@@ -106,7 +108,7 @@ _OPTIONS = (
         "--write_method",
         default=DEFAULT_WRITE_METHOD,
         choices=WRITE_METHODS,
-        help="How rows are appended: STORAGE_WRITE and INSERT_ALL are this project's own, the other two "
+        help="How rows are appended: STORAGE_WRITE and INSERT_ALL are this project's own, any other is "
         "Beam's. AUTO is STORAGE_WRITE for Google, INSERT_ALL for an emulator.",
     ),
     _Option(
@@ -181,9 +183,9 @@ class SigninOptions(PipelineOptions):  # type: ignore[misc]
                 "The local BigQuery has no Storage Write API: take --write_method INSERT_ALL, or set "
                 "BIGQUERY_STORAGE_EMULATOR_HOST to the HOST:PORT of one that has."
             )
-        if chosen == "STORAGE_WRITE_API" and shutil.which("java") is None:
+        if chosen in WRITE_METHODS_WITH_JAVA and shutil.which("java") is None:
             raise OptionsError(
-                "--write_method STORAGE_WRITE_API needs Java where the job is launched; STORAGE_WRITE, which "
+                f"--write_method {chosen} needs Java where the job is launched; STORAGE_WRITE, which "
                 "speaks the same API, does not."
             )
         return chosen

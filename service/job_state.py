@@ -84,7 +84,7 @@ class Standing:
     """All of a job that decides what may be asked of it.
 
     `is_updating` says that a replacement is under way, `cancel_age` how long ago the cancel was asked
-    for, and `is_forced` that it was asked for with force.
+    for, and `is_forced` that it was asked for with force. `is_batch` says that it is no streaming job.
     """
 
     state: str
@@ -92,9 +92,16 @@ class Standing:
     is_updating: bool = False
     cancel_age: timedelta | None = None
     is_forced: bool = False
+    is_batch: bool = False
 
 
 _ALLOWED = Permission(Verdict.ALLOWED)
+# Dataflow refuses each of them for a batch job, whatever its state.
+_NO_BATCH: dict[Action, str] = {
+    "drain": "A batch job cannot be drained: it ends by itself when all is read, or is cancelled.",
+    "update": "A batch job cannot be updated: launch another one.",
+    "scale": "The bounds of a batch job's workers cannot be changed: launch another one.",
+}
 _NO_DRAIN = {
     UNRECOGNIZED: "Dataflow reports a state that this service does not know.",
     "RESOURCE_CLEANING_UP": "The job is ending.",
@@ -150,7 +157,10 @@ def state_to_send(state: str, requested: str) -> Requested | None:
 
 def allowed_actions(standing: Standing) -> dict[Action, Permission]:
     """Every action with its permission: the one table that the routes answer from."""
-    return {action: rule(standing) for action, rule in _RULES.items()}
+    permissions = {action: rule(standing) for action, rule in _RULES.items()}
+    if standing.is_batch and not is_terminal(standing.state):
+        permissions |= {action: Permission(Verdict.REFUSED, why) for action, why in _NO_BATCH.items()}
+    return permissions
 
 
 def _ended(standing: Standing) -> Permission:

@@ -123,7 +123,7 @@ def drain_deadline(job: Job) -> datetime | None:
     return None if begun is None or seconds is None else begun + timedelta(seconds=seconds)
 
 
-def standing(job: Job, now: datetime) -> Standing:
+def standing(job: Job, now: datetime, *, is_batch: bool) -> Standing:
     """What decides about the actions on a job at the moment `now`."""
     asked_at = job.cancel_requested_at
     return Standing(
@@ -132,6 +132,7 @@ def standing(job: Job, now: datetime) -> Standing:
         is_updating=job.pending_attempt is not None,
         cancel_age=now - asked_at if asked_at else None,
         is_forced=job.force_cancel_requested_at is not None,
+        is_batch=is_batch,
     )
 
 

@@ -11,6 +11,7 @@ from service.config import Settings
 from service.job_state import Verdict, allowed_actions
 from service.job_store import Entry, standing
 from service.models import Attempt, Job, JobEvent
+from service.pipelines import is_batch
 
 _LEAST_STALE_SECONDS = 15.0
 
@@ -136,7 +137,7 @@ def _members(entry: Entry, settings: Settings, now: datetime) -> dict[str, Any]:
     job, dataflow_job_id = entry.job, entry.attempt.dataflow_job_id
     actions = {
         name: ActionView(allowed=given.verdict is Verdict.ALLOWED, reason=given.reason or None)
-        for name, given in allowed_actions(standing(job, now)).items()
+        for name, given in allowed_actions(standing(job, now, is_batch=is_batch(settings, job))).items()
     }
     return {
         **job.model_dump(include=set(JobSummary.model_fields)),

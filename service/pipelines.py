@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from service.config import Pipeline, Settings
 from service.errors import InvalidRequestError, TemplateNotSetError, UnknownPipelineError
 from service.launch_environment import LaunchEnvironment
+from service.models import Job
 
 BUILT_IN = "user-signin"
 BACKFILL = "backfill-signin"
@@ -35,6 +36,7 @@ def described(settings: Settings, name: str) -> Pipeline:
                 "dead_letter_table": settings.dead_letter_table,
             },
             environment=LaunchEnvironment.model_construct(),
+            streaming=name != BACKFILL,
             reads_subscription=name == BUILT_IN,
         )
     known = sorted({*built_in, *settings.pipelines})
@@ -46,6 +48,15 @@ def launchable(pipeline: Pipeline, settings: Settings) -> Pipeline:
     if reason := settings.template_not_set(pipeline.template_path):
         raise TemplateNotSetError(reason)
     return pipeline
+
+
+def is_batch(settings: Settings, job: Job) -> bool:
+    """Whether a job is a batch job, which Dataflow lets nobody drain, update or scale.
+
+    By the name of its pipeline, which each job of each release has in its row. An adopted job is none.
+    """
+    given = settings.pipelines.get(job.pipeline)
+    return not job.adopted and (job.pipeline == BACKFILL or (given is not None and not given.streaming))
 
 
 def at_version(pipeline: Pipeline, template_path: str | None, settings: Settings) -> Pipeline:

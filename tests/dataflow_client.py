@@ -30,6 +30,7 @@ SAMPLE = "gs://signin-local/templates/sample-job.json"
 PLACE = {"project_id": "signin-local", "location": "us-central1"}
 DEADLINE = 10.0
 CHECKED = "gs://signin-local/templates/checked.json"
+BATCH = "gs://signin-local/templates/batch.json"
 MISSING_MODULE = "gs://signin-local/templates/missing-module.json"
 SMALL = Limits(active_jobs=6, finished_jobs=3, cancel_grace_seconds=2.0, close_grace_seconds=1.0)
 METADATA = {
@@ -45,12 +46,16 @@ def local_dataflow(folder, **arguments):
     """A server, not yet entered, that knows the sample job; the same folder has the same jobs."""
     metadata = folder / "checked.json"
     metadata.write_text(json.dumps(METADATA), encoding="utf-8")
+    batch = folder / "batch.json"
+    parameters = [{"name": name, "isOptional": True} for name in ("finish", "graph", "gate")]
+    batch.write_text(json.dumps({"name": "batch", "streaming": False, "parameters": parameters}))
     return DataflowServer(
         folder / "dataflow",
         environment={"PYTHONPATH": str(ROOT), "GOOGLE_APPLICATION_CREDENTIALS": "/nonexistent.json"},
         templates={
             SAMPLE: Template("tests.sample_job"),
             CHECKED: Template("tests.sample_job", metadata),
+            BATCH: Template("tests.sample_job", batch),
             MISSING_MODULE: Template("tests.no_such_job"),
         },
         **({"limits": SMALL} | arguments),

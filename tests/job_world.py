@@ -31,6 +31,7 @@ from service.reconciler import Reconciler
 
 TEMPLATE = "gs://tests/waiting.json"
 STRICT_TEMPLATE = "gs://tests/strict.json"
+BATCH_TEMPLATE = "gs://tests/batch.json"
 DEADLINE_SECONDS = 15.0
 PARAMETERS = ("input_subscription", "output_table", "dead_letter_table", "gate", "break_with")
 
@@ -146,9 +147,12 @@ async def make_world(directory: Path, database_url: str, **overrides: Any) -> As
     metadata = directory / "strict.json"
     listed = [{"name": name, "isOptional": True} for name in PARAMETERS]
     metadata.write_text(json.dumps({"name": "strict", "parameters": listed}))
+    batch = directory / "batch.json"
+    batch.write_text(json.dumps({"name": "batch", "streaming": False, "parameters": listed}))
     templates = {
         TEMPLATE: Template("tests.waiting_job"),
         STRICT_TEMPLATE: Template("tests.waiting_job", metadata),
+        BATCH_TEMPLATE: Template("tests.waiting_job", batch),
     }
     async with DataflowServer(directory / "dataflow", templates=templates) as server:
         values: dict[str, Any] = {

@@ -177,7 +177,7 @@ def test_files_that_are_read_twice_give_the_same_ids(warehouse, tmp_path, run_he
     assert warehouse.select(counted) == [[100, 50]]
 
 
-def test_a_drain_ends_the_backfill_between_two_batches(warehouse, tmp_path):
+def test_sigterm_ends_a_backfill_between_two_batches(warehouse, tmp_path):
     (tmp_path / "large.json").write_bytes(GOOD % 7 * 400_000)
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.backfill_signin", *arguments(f"{tmp_path}/large.json", "drained")],

@@ -55,6 +55,7 @@ def rows(first_heading: str, second_heading: str) -> Iterator[dict[str, str]]:
 
 OBSERVATIONS = list(rows("state", "STOPPED"))
 ACTIONS = list(rows("state", "requested"))
+(BATCH,) = rows("batch", "drain")
 
 
 def test_the_tables_name_every_state_and_every_word() -> None:
@@ -85,3 +86,14 @@ def test_an_action_is_answered_as_the_table_says(row: dict[str, str]) -> None:
         assert given.verdict is MARKS[row[column]], f"{column}: {given}"
         assert bool(given.reason) == (given.verdict is not Verdict.ALLOWED)
     assert (state_to_send(state, requested) or "-") == row["asks"]
+
+
+@pytest.mark.parametrize("row", ACTIONS, ids=lambda row: f"{row['state']}-{row['requested']}")
+def test_of_a_batch_job_neither_drain_nor_update_nor_scale_may_be_asked(row: dict[str, str]) -> None:
+    state, requested = row["state"], row["requested"]
+    cells = row if state in TERMINAL_STATES else row | BATCH
+    for column, (action, context) in COLUMNS.items():
+        standing = Standing(state, requested, is_batch=True, **context)  # type: ignore[arg-type]
+        given = allowed_actions(standing)[action]
+        assert given.verdict is MARKS[cells[column]], f"{column}: {given}"
+        assert bool(given.reason) == (given.verdict is not Verdict.ALLOWED)

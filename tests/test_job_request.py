@@ -43,6 +43,7 @@ async def test_parameters_are_checked_against_the_template_before_any_call(check
         ("input_subscription", "short"),
         ("output_table", "no_dataset"),
         ("create_disposition", "SOMETIMES"),
+        ("write_method", "STORAGE_WRITE_API"),
     ):
         fields = await refused(checked, {"parameters": {name: value}}, "invalid_parameters")
         assert fields == [f"body.parameters.{name}"]

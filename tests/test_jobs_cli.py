@@ -101,6 +101,31 @@ def test_a_launch_that_dataflow_refuses_fails_the_command(up):
         up.dataflow_fault()
 
 
+def test_a_backfill_that_is_done_before_it_was_seen_running_is_a_launch_that_went_well(up):
+    file = up.directory / "signins.ndjson"
+    file.write_text('{"userid": "93234234", "date": "2017-10-17T20:57:17.338320"}\n')
+    backfill = ["launch", "--pipeline", "backfill-signin", "--name", "backfill", "--key", "backfill"]
+    backfill += ["--parameter", f"input_files={file}"]
+    job_id = told(up, *backfill)["id"]
+    until(lambda: told(up, "show", job_id)["state"] == "DONE", 60)
+    assert told(up, *backfill, "--wait", "30")["state"] == "DONE"  # by its key the same job
+    said = jobs(up, *backfill, "--wait", "30", stream="both")
+    assert f"job {job_id} has run to its end" in said
+    assert f"{job_id} DONE" in said
+
+
+def test_who_asks_a_backfill_for_what_a_batch_job_cannot_do_is_told_so(up):
+    up.dataflow_fault(Fault("LaunchFlexTemplate", "UNAVAILABLE"))
+    try:
+        job_id = told(up, "launch", "--pipeline", "backfill-signin", "--parameter", "input_files=/a")["id"]
+        for act in (["drain", job_id], ["scale", job_id, "--max", "2"], ["update", job_id]):
+            refusal = jobs(up, *act, code=1)
+            assert "A batch job cannot be" in refusal or "of a batch job's workers cannot be" in refusal
+        assert told(up, "cancel", job_id)["requested_state"] == "CANCELLED"
+    finally:
+        up.dataflow_fault()
+
+
 async def test_a_job_of_somebody_else_is_found_and_adopted(up):
     addresses = {name.lower(): value for name, value in up.environment.items() if "EMULATOR" in name}
     settings = Settings(_env_file=None, **addresses)

@@ -8,7 +8,7 @@ from google.cloud import dataflow_v1beta3 as df
 from google.protobuf import field_mask_pb2
 from google.rpc import status_pb2
 
-from tests.dataflow_client import CHECKED, PLACE, SAMPLE, DataflowClient, local_dataflow
+from tests.dataflow_client import BATCH, CHECKED, PLACE, SAMPLE, DataflowClient, local_dataflow
 
 
 @pytest.fixture
@@ -205,6 +205,28 @@ async def test_a_job_that_does_not_run_cannot_be_scaled(client):
     job = await client.launch("slow-job", slow="yes")
     with pytest.raises(exceptions.FailedPrecondition, match="Operation update not allowed"):
         await change(client, job.id, max_num_workers=4)
+
+
+async def test_a_batch_job_can_be_cancelled_and_neither_drained_updated_nor_scaled(client):
+    job = await client.launch_running("batch", path=BATCH)
+    assert job.type_ == df.JobType.JOB_TYPE_BATCH
+    acts = {
+        "drain": lambda: client.request_state(job.id, "DRAINED"),
+        "update": lambda: client.launch("batch", path=BATCH, update=True),
+        "scale": lambda: change(client, job.id, max_num_workers=4),
+    }
+    for act in acts.values():
+        with pytest.raises(exceptions.FailedPrecondition, match="this is a batch job"):
+            await act()
+    shown = await client.get(job.id, df.JobView.JOB_VIEW_ALL)
+    assert (shown.current_state.name, shown.requested_state.name) == (
+        "JOB_STATE_RUNNING",
+        "JOB_STATE_UNKNOWN",
+    )
+    assert not shown.runtime_updatable_params
+    assert await client.names() == ["batch"]
+    await client.request_state(job.id, "CANCELLED")
+    await client.until(job.id, "CANCELLED")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from google.cloud.dataflow_v1beta3.types import ParameterType, TemplateMetadata
 
 from pipeline.backfill.options import FILES_PATTERN, BackfillOptions
-from pipeline.options import SigninOptions
+from pipeline.options import WRITE_METHODS_WITH_JAVA, SigninOptions
+from service.local.templates import Template
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
 FILES = {"user-signin": PACKAGE / "template.json", "backfill-signin": PACKAGE / "backfill_signin.json"}
@@ -56,7 +57,18 @@ def test_a_parameter_says_what_its_option_says(pipeline, name):
     assert parameter["helpText"] == option.help
     assert parameter.get("defaultValue", "") == option.default
     assert parameter["isOptional"] is (name != "input_files")
-    assert [choice["value"] for choice in parameter.get("enumOptions", [])] == list(option.choices or [])
+    choices = [choice for choice in option.choices or [] if choice not in WRITE_METHODS_WITH_JAVA]
+    assert [choice["value"] for choice in parameter.get("enumOptions", [])] == choices
+
+
+@pytest.mark.parametrize("pipeline", FILES)
+def test_a_way_to_write_that_needs_java_is_an_option_by_hand_and_no_template_takes_it(pipeline):
+    choices = OPTIONS[pipeline]["write_method"].choices
+    assert set(choices) > WRITE_METHODS_WITH_JAVA
+    template = Template("", FILES[pipeline])
+    given = {"input_files": "gs://bucket/x"} if pipeline == "backfill-signin" else {}
+    refused = {way for way in choices if template.violations(given | {"write_method": way})}
+    assert refused == WRITE_METHODS_WITH_JAVA
 
 
 @pytest.mark.parametrize(("pipeline", "name"), PARAMETERS)

@@ -75,3 +75,28 @@ def test_parameters_that_the_metadata_refuses_are_named(template, parameters, wr
 
 def test_without_metadata_every_parameter_is_taken():
     assert Template("sample").violations({"anything": "goes"}) == []
+    assert not Template("sample").is_batch()
+
+
+def test_the_templates_of_the_pipeline_say_which_jobs_are_batch_jobs():
+    kinds = {
+        name: Templates().find(f"gs://signin-local/templates/{name}.json").is_batch()
+        for name in ("user-signin", "backfill-signin")
+    }
+    assert kinds == {"user-signin": False, "backfill-signin": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "is_batch"),
+    [
+        ({"name": "sample"}, False),
+        ({"name": "sample", "streaming": True}, False),
+        ({"name": "sample", "streaming": False}, True),
+        ({"image": "sample", "metadata": {"streaming": True}}, False),
+        ({"image": "sample", "metadata": {}}, True),  # as `signin template build` writes what is false
+    ],
+)
+def test_a_template_is_one_of_batch_jobs_where_its_metadata_says_so(tmp_path, content, is_batch):
+    path = tmp_path / "template.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert Template("sample", path).is_batch() is is_batch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pipeline.options import WRITE_METHODS, WRITE_METHODS_WITH_JAVA
 from pipeline.user_signin import run
 from tests.graph_snapshot import SNAPSHOT, dry_run
 
@@ -22,3 +25,12 @@ def test_a_parameter_changes_no_step_so_that_an_update_may_change_it():
         "--pipeline_version=2",
     )
     assert changed.lines() == dry_run(run).lines()
+
+
+SAME_GRAPH = ("AUTO", "STORAGE_WRITE", "INSERT_ALL")
+
+
+@pytest.mark.parametrize("method", [way for way in WRITE_METHODS if way not in WRITE_METHODS_WITH_JAVA])
+def test_an_update_may_change_the_way_to_write_among_those_of_this_project_alone(method):
+    same = dry_run(run, f"--write_method={method}").lines() == SNAPSHOT.read_text().splitlines()
+    assert same is (method in SAME_GRAPH)

@@ -61,7 +61,9 @@ def launch(  # noqa: PLR0913, PLR0917 - each is an option of the command line
         return
     if wait:
         err.print(f"the launch of job {job['id']} is committed", highlight=False)
-        job = await_state(base_url, job["id"], "RUNNING", wait)
+        job = await_state(base_url, job["id"], "RUNNING", wait, or_done=True)
+        if job["state"] == "DONE":
+            err.print(f"job {job['id']} has run to its end", highlight=False)
     show_job(job, as_json=as_json)
     if job["state"] == "REJECTED":
         raise typer.Exit(1)  # the service has answered; what was asked for has failed all the same
@@ -272,13 +274,18 @@ def typed(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def await_state(base_url: str, job_id: str, state: str, wait_seconds: float) -> dict[str, Any]:
-    """Polls the job until it is in `state`; ends the command when it cannot get there or time is up."""
+def await_state(
+    base_url: str, job_id: str, state: str, wait_seconds: float, *, or_done: bool = False
+) -> dict[str, Any]:
+    """Polls the job until it is in `state`; ends the command when it cannot get there or time is up.
+
+    With `or_done` a job that has ended by itself was in `state` before, between two looks.
+    """
     until = time.monotonic() + wait_seconds
     with err.status(f"waiting for {state}"):
         while True:
             job: dict[str, Any] = request("GET", base_url, f"/jobs/{job_id}")
-            if job["state"] == state:
+            if job["state"] == state or (or_done and job["state"] == "DONE"):
                 return job
             if job["state"] in TERMINAL_STATES:
                 fail(f"job {job_id} ended as {job['state']}: {job.get('cause') or 'no cause given'}")

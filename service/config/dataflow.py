@@ -35,6 +35,7 @@ class Pipeline(BaseModel):
     template_metadata: Path | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
     environment: LaunchEnvironment = LaunchEnvironment.model_construct()
+    streaming: bool = True  # false: its jobs are batch jobs, which end by themselves
     reads_subscription: bool = True  # the one of the settings, unless a job names another source
 
 
@@ -52,7 +53,7 @@ class Dataflow(BaseModel):
     pipelines: Annotated[dict[str, Pipeline], _JSON] = Field(
         {},
         description="More pipelines, as JSON: name to `template_path` and, where wanted, "
-        "`template_metadata`, `parameters`, `environment`",
+        "`template_metadata`, `parameters`, `environment`, and `streaming`, false for batch jobs",
     )
     allowed_templates: Annotated[list[str], _JSON] = Field(
         [], description="Patterns (`*`) of template paths that an update may name besides the pipeline's own"

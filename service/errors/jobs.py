@@ -12,11 +12,11 @@ class JobNotFoundError(ProblemError):
 
 
 class ActionNotAllowedError(ProblemError):
-    """The job's state does not allow the action; `members` names the allowed ones."""
+    """The job's state or its kind does not allow the action; `members` names the allowed ones."""
 
     status = 409
     code = "action_not_allowed"
-    title = "The job's state does not allow this"
+    title = "The job's state or kind does not allow this"
 
 
 class SubscriptionInUseError(ProblemError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 
 from service.config import Settings
 from service.dataflow import CONNECT_SECONDS, Dataflow, RefusedError, SeenJob
@@ -22,6 +23,7 @@ from service.job_control.updating import UpdateRequest, Updating
 from service.job_state import StopAction
 from service.job_store import Lineage
 from service.models import Job, utc_now
+from service.pipelines import is_batch
 
 
 class JobControl:
@@ -38,7 +40,7 @@ class JobControl:
         grace = timedelta(
             seconds=max(settings.launch_grace_seconds, settings.dataflow_deadline_seconds + CONNECT_SECONDS)
         )
-        means = Means(database, dataflow, clock, grace)
+        means = Means(database, dataflow, clock, grace, partial(is_batch, settings))
         self._launching = Launching(means)
         self._stopping = Stopping(means)
         self._updating = Updating(means, self._launching)

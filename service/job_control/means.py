@@ -18,12 +18,16 @@ from service.models import Attempt, Job
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """`grace` is how long a launch may still take effect after it began: no second one before."""
+    """`grace` is how long a launch may still take effect after it began: no second one before.
+
+    `is_batch` tells a batch job, by what the settings say of its pipeline.
+    """
 
     database: Database
     dataflow: Dataflow
     clock: Callable[[], datetime]
     grace: timedelta
+    is_batch: Callable[[Job], bool]
 
     async def read(self, job_id: str) -> Lineage:
         """The job as it is now. Raises JobNotFoundError."""
@@ -64,23 +68,25 @@ class Means:
             settling.see(session, current, own, transition, self.clock(), cause)
         return current
 
+    def permit(
+        self, lineage: Lineage | None, job_id: str, action: Action, now: datetime
+    ) -> tuple[Lineage, bool]:
+        """The locked job, and whether the action is new; False where it is so already.
+
+        Raises JobNotFoundError and ActionNotAllowedError.
+        """
+        if lineage is None:
+            raise JobNotFoundError(f"There is no job {job_id}.")
+        job = lineage.job
+        permissions = allowed_actions(job_store.standing(job, now, is_batch=self.is_batch(job)))
+        if permissions[action].verdict is Verdict.REFUSED:
+            allowed = [name for name, given in permissions.items() if given.verdict is Verdict.ALLOWED]
+            raise ActionNotAllowedError(
+                permissions[action].reason, members={"state": job.state, "allowed_actions": allowed}
+            )
+        return lineage, permissions[action].verdict is Verdict.ALLOWED
+
 
 def job_name(job: Job, attempt: Attempt) -> str:
     """The attempt's name in Dataflow; rows of the first version do not repeat the job's."""
     return attempt.job_name or job.name
-
-
-def permit(lineage: Lineage | None, job_id: str, action: Action, now: datetime) -> tuple[Lineage, bool]:
-    """The locked job, and whether the action is new; False where it is so already.
-
-    Raises JobNotFoundError and ActionNotAllowedError.
-    """
-    if lineage is None:
-        raise JobNotFoundError(f"There is no job {job_id}.")
-    permissions = allowed_actions(job_store.standing(lineage.job, now))
-    if permissions[action].verdict is Verdict.REFUSED:
-        allowed = [name for name, given in permissions.items() if given.verdict is Verdict.ALLOWED]
-        raise ActionNotAllowedError(
-            permissions[action].reason, members={"state": lineage.job.state, "allowed_actions": allowed}
-        )
-    return lineage, permissions[action].verdict is Verdict.ALLOWED

@@ -12,7 +12,7 @@ from service import job_store
 from service.dataflow import DataflowError
 from service.job_control import settling
 from service.job_control.launching import NEVER_LAUNCHED
-from service.job_control.means import Means, permit
+from service.job_control.means import Means
 from service.job_state import GOALS, StopAction, observe, raised, state_to_send
 from service.job_store import SERVICE_ACTOR, Lineage
 from service.models import Attempt, Job
@@ -44,7 +44,7 @@ class Stopping:
         async with self._means.database.transaction() as session:
             found = await job_store.lock(session, job_id)
             now = self._means.clock()
-            lineage, is_new = permit(found, job_id, action, now)
+            lineage, is_new = self._means.permit(found, job_id, action, now)
             job = lineage.job
             if job.ended_at is not None:
                 return False
@@ -64,7 +64,7 @@ class Stopping:
         async with self._means.database.transaction() as session:
             found = await job_store.lock(session, job_id)
             now = self._means.clock()
-            lineage, is_new = permit(found, job_id, "force_cancel", now)
+            lineage, is_new = self._means.permit(found, job_id, "force_cancel", now)
             if not is_new:
                 return False
             job = lineage.job
@@ -77,8 +77,8 @@ class Stopping:
     async def keep_deadline(self, lineage: Lineage) -> bool:
         """Carries out what a drain's deadline leads to; True where that changed the job."""
         job, now = lineage.job, self._means.clock()
-        if not _is_overdue(job, now):
-            return False
+        if not _is_overdue(job, now) or self._means.is_batch(job):
+            return False  # an earlier release took the drain of a batch job, which can only go on
         cause = f"The drain is not done after the {job.drain_deadline_seconds} s that it was given."
         if job.on_drain_deadline != "cancel":
             if job.cause == cause:
@@ -98,6 +98,8 @@ class Stopping:
             wanted = state_to_send(attempt.state, lineage.job.requested_state)
             if wanted == "DRAINED" and lineage.job.pending_attempt is not None:
                 continue  # which of the two is to drain shows when the update is done
+            if wanted == "DRAINED" and self._means.is_batch(lineage.job):
+                continue  # asked for under an earlier release: Dataflow would refuse it at each look
             force = lineage.job.force_cancel_requested_at is not None
             if attempt.dataflow_job_id and (wanted or force):
                 after = await self._send(lineage, attempt, wanted or "CANCELLED", force=force)

@@ -12,7 +12,7 @@ from service.dataflow import DataflowError, RefusedError
 from service.errors import ActionNotAllowedError, InvalidRequestError
 from service.job_control import settling
 from service.job_control.launching import Launching
-from service.job_control.means import Means, job_name, permit
+from service.job_control.means import Means, job_name
 from service.job_state import LAUNCHING
 from service.job_store import Lineage
 from service.models import Attempt, Job
@@ -48,7 +48,7 @@ class Updating:
         async with self._means.database.transaction() as session:
             found = await job_store.lock(session, job_id)
             now = self._means.clock()
-            lineage, _ = permit(found, job_id, "update", now)
+            lineage, _ = self._means.permit(found, job_id, "update", now)
             job = lineage.job
             require_base(job, asked)
             replaced = lineage.attempt
@@ -83,7 +83,7 @@ class Updating:
         async with self._means.database.transaction() as session:
             found = await job_store.lock(session, job_id)
             now = self._means.clock()
-            lineage, _ = permit(found, job_id, "scale", now)
+            lineage, _ = self._means.permit(found, job_id, "scale", now)
             job = lineage.job
             job.min_workers = job.min_workers if min_workers is None else min_workers
             job.max_workers = job.max_workers if max_workers is None else max_workers

@@ -77,7 +77,10 @@ def _act(summary: str, *problems_: type[ProblemError], body_required: bool = Tru
 async def drain_job(
     job_id: str, desk: AtDesk, key: Key, request: Request, asked: Drain | None = None
 ) -> Response:
-    """Lets the job finish what it has read, and end. Asked for before it runs, it is kept until then."""
+    """Lets the job finish what it has read, and end. Asked for before it runs, it is kept until then.
+
+    A batch job cannot be drained.
+    """
     how = asked or Drain()
 
     async def act(_: Unfinished | None) -> Response:
@@ -124,7 +127,8 @@ async def force_cancel_job(
 async def update_job(job_id: str, asked: JobUpdate, desk: AtDesk, key: Key, request: Request) -> Response:
     """Replaces the running job by a new version of itself, which goes on with its state.
 
-    The job goes on as it was until the replacement runs, and for good where that fails.
+    The job goes on as it was until the replacement runs, and for good where that fails. A batch job
+    cannot be updated.
     """
 
     async def act(unfinished: Unfinished | None) -> Response:
@@ -139,7 +143,10 @@ async def update_job(job_id: str, asked: JobUpdate, desk: AtDesk, key: Key, requ
 
 @router.patch("/{job_id}/autoscaling", **_act("Change the bounds of a job's workers", DataflowRefusedError))
 async def scale_job(job_id: str, asked: Scaling, desk: AtDesk, key: Key, request: Request) -> Response:
-    """Sets the least and the most workers of a job; asked for before it runs, they are kept until then."""
+    """Sets the least and the most workers of a job; asked for before it runs, they are kept until then.
+
+    Those of a batch job cannot be changed.
+    """
     require_bounds(asked, desk.settings.max_workers)
 
     async def act(_: Unfinished | None) -> Response:

@@ -39,6 +39,7 @@ class _Parameter(msgspec.Struct, frozen=True, rename="camel"):
 
 class _Metadata(msgspec.Struct, frozen=True):
     parameters: list[_Parameter] = []
+    streaming: bool | None = None
 
 
 class _Spec(msgspec.Struct, frozen=True):
@@ -56,6 +57,13 @@ class Template:
 
     module: str
     metadata: Path | None = None
+
+    def is_batch(self) -> bool:
+        """Whether its jobs are batch jobs. Raises OSError or MsgspecError.
+
+        Metadata by hand may leave out what kind they are: then they are streaming jobs.
+        """
+        return self.metadata is not None and _read_metadata(self.metadata).streaming is False
 
     def violations(self, parameters: Mapping[str, str]) -> list[Violation]:
         """What is wrong with them, in Dataflow's words. Raises OSError, re.error or MsgspecError."""
@@ -113,4 +121,7 @@ class Templates:
 def _read_metadata(path: Path) -> _Metadata:
     content = path.read_bytes()
     spec = msgspec.json.decode(content, type=_Spec)
-    return spec.metadata or msgspec.json.decode(content, type=_Metadata)
+    if spec.metadata is None:
+        return msgspec.json.decode(content, type=_Metadata)
+    # As a container spec is written, what is false in it is left out.
+    return msgspec.structs.replace(spec.metadata, streaming=bool(spec.metadata.streaming))

@@ -72,7 +72,7 @@ class DataflowApi:
         region = requests.region_of(request)
         requests.check_job_name(launch.job_name)
         requests.check_labels(launch.environment.additional_user_labels)
-        self._check_template(launch)
+        is_batch = self._check_template(launch)
         replaced = self._check_name(request.project_id, region, launch)
         response = df.LaunchFlexTemplateResponse.pb()()
         if request.validate_only:
@@ -86,7 +86,7 @@ class DataflowApi:
                 f"{self._fleet.limits.active_jobs}. To fix this, cancel an existing workflow or wait for a "
                 "workflow to finish.",
             )
-        job = new_job(self._fleet.next_number(), request.project_id, region, launch)
+        job = new_job(self._fleet.next_number(), request.project_id, region, launch, is_batch=is_batch)
         if replaced:
             job.proto.replace_job_id = replaced.id
         try:
@@ -96,7 +96,8 @@ class DataflowApi:
         answers.fill_launch(job, response.job)
         return response
 
-    def _check_template(self, launch: Any) -> None:
+    def _check_template(self, launch: Any) -> bool:
+        """Whether the template's jobs are batch jobs. Raises StatusError where it cannot be launched so."""
         if launch.WhichOneof("template") == "container_spec":
             raise refusal(
                 grpc.StatusCode.UNIMPLEMENTED, "A container spec cannot be run here; name its gs:// path."
@@ -109,11 +110,12 @@ class DataflowApi:
         except TemplateNotFoundError as error:
             raise refusal(grpc.StatusCode.NOT_FOUND, f"Unable to open template file: {path}.") from error
         try:
-            violations = template.violations(launch.parameters)
+            violations, is_batch = template.violations(launch.parameters), template.is_batch()
         except (OSError, re.error, msgspec.MsgspecError) as error:
             raise invalid(f"Invalid template file {path}: {error}") from error
         if violations:
             raise requests.invalid_parameters(violations)
+        return is_batch
 
     def _check_name(self, project: str, region: str, launch: Any) -> LocalJob | None:
         """The job that the launch replaces, or none. Raises StatusError where the name forbids it."""
@@ -134,6 +136,7 @@ class DataflowApi:
                 f"The workflow could not be created. Causes: ({error_number()}): There is no active job "
                 f"named {launch.job_name} to update.",
             )
+        _check_streaming(holders[-1], "update")
         for job in holders:
             if old := to_be_replaced(job, self._fleet.jobs):
                 raise not_allowed(old, "update", f"Job is being updated by {job.id} already.")
@@ -164,6 +167,7 @@ class DataflowApi:
         if not fields:
             raise invalid("Neither a requested state nor an update mask is set.")
         _check_changeable(job, "update")
+        _check_streaming(job, "update")
         if job.state != State.JOB_STATE_RUNNING:
             raise not_allowed(job, "update", f"Job is in state {job.state.name}.")
         given, kept = request.job.runtime_updatable_params, job.proto.runtime_updatable_params
@@ -204,8 +208,20 @@ def _check_changeable(job: LocalJob, operation: str) -> None:
         raise not_allowed(job, operation, f"Job is already in terminal state {job.state.name}.")
 
 
+def _check_streaming(job: LocalJob, operation: str) -> None:
+    """Raises StatusError for a batch job, which Dataflow lets nobody drain, update or scale.
+
+    That it refuses is documented; its words are not.
+    https://cloud.google.com/dataflow/docs/guides/stopping-a-pipeline
+    https://cloud.google.com/dataflow/docs/guides/updating-a-pipeline
+    """
+    if job.is_batch:
+        raise not_allowed(job, operation, "Only streaming jobs support it, and this is a batch job.")
+
+
 def _check_drain(job: LocalJob) -> None:
     _check_changeable(job, "drain")
+    _check_streaming(job, "drain")
     if job.state in (State.JOB_STATE_QUEUED, State.JOB_STATE_PENDING):
         raise not_allowed(job, "drain", "Job is not yet ready for draining. Please retry in a few minutes.")
     if job.state == State.JOB_STATE_CANCELLING:

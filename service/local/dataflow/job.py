@@ -136,6 +136,10 @@ class LocalJob:
         return self.state not in TERMINAL
 
     @property
+    def is_batch(self) -> bool:
+        return bool(self.proto.type_ == df.JobType.JOB_TYPE_BATCH)
+
+    @property
     def transforms(self) -> list[str]:
         """The full names of the graph's steps; none where its worker has not told them."""
         return [step.properties["user_name"] for step in self.proto.steps]
@@ -203,14 +207,15 @@ def _sum(earlier: float | Distribution | None, value: float | Distribution) -> f
     return value + (earlier if isinstance(earlier, int | float) else 0)
 
 
-def new_job(number: int, project: str, region: str, launch: Any) -> LocalJob:
+def new_job(number: int, project: str, region: str, launch: Any, *, is_batch: bool) -> LocalJob:
     """A queued job made from a launch request."""
+    kinds = df.JobType
     proto = ProtoJob(
         id=_new_id(),
         project_id=project,
         location=region,
         name=launch.job_name,
-        type_=df.JobType.JOB_TYPE_STREAMING,
+        type_=kinds.JOB_TYPE_BATCH if is_batch else kinds.JOB_TYPE_STREAMING,
         current_state=State.JOB_STATE_QUEUED,
         labels=launch.environment.additional_user_labels,
         transform_name_mapping=launch.transform_name_mappings,
