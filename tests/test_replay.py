@@ -90,6 +90,17 @@ async def test_the_message_is_the_first_one_with_the_marks_of_a_replay(tmp_path,
     }
 
 
+async def test_what_damage_left_of_a_line_is_not_published_as_a_message(tmp_path, tables):
+    torn = {"stage": "decode", "reason": "file_corrupt", "message_id": None, "publish_time": None}
+    tables.add(letter(1, payload=b"", **torn), letter(2, payload=b'{"userid": "u', **torn), letter(3))
+    async with letter_service(tmp_path, tables) as world:
+        dry = await replay(world.client, dry_run=True)
+        real = await replay(world.client)
+        expected = {"letters": 3, "read": 3, "replayed": 1, "repeated": 0, "unreplayable": 2}
+        assert numbers(dry) == numbers(real) == expected
+        assert await payloads(world, 1) == Counter([b"{3"])
+
+
 async def test_only_what_the_filters_let_through_is_replayed(tmp_path, tables):
     tables.add(*(letter(number) for number in range(5)))
     tables.add(*(letter(number, stage="write", reason="row_refused") for number in range(5, 9)))

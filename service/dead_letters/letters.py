@@ -16,6 +16,8 @@ from transforms.replay import replay_attributes
 KEY_CHARACTERS = 32
 _MOST_ATTRIBUTES = 100  # of a message, says Pub/Sub
 _REPLAY_ATTRIBUTES = 3
+# The reasons whose letters hold no more than could be read of a message.
+_TORN = frozenset({"file_corrupt"})
 _encode = msgspec.json.Encoder().encode
 
 
@@ -67,8 +69,9 @@ class Letter:
 
     @property
     def unreplayable(self) -> bool:
-        """Whether the message cannot be made again: bytes were cut off, or Pub/Sub would not take it."""
-        return is_cut(self.detail) or len(self.attributes) > _MOST_ATTRIBUTES - _REPLAY_ATTRIBUTES
+        """Whether the message cannot be made again: it is not whole, or Pub/Sub would not take it."""
+        is_whole = self.reason not in _TORN and not is_cut(self.detail)
+        return not is_whole or len(self.attributes) > _MOST_ATTRIBUTES - _REPLAY_ATTRIBUTES
 
     def message(self, replay_id: str) -> tuple[bytes, dict[str, str]]:
         """The payload as it was, and the attributes of the replay."""
