@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -90,6 +90,22 @@ def advanced(after: Position | None, moments: Sequence[datetime]) -> Position | 
     if after and after.at == last:
         skip += after.skip
     return Position(last, skip)
+
+
+def chosen(
+    letters: Sequence[Letter], keys: Sequence[str | None], known: Container[str], most: int
+) -> tuple[Sequence[Letter], dict[str, Letter]]:
+    """The letters up to that with which `most` are to be published, and these by their keys.
+
+    `keys` has None where a letter is unreplayable; those that are `known` were published already.
+    """
+    fresh: dict[str, Letter] = {}
+    for count, (letter, key) in enumerate(zip(letters, keys, strict=True)):
+        if len(fresh) >= most:
+            return letters[:count], fresh
+        if key is not None and key not in known:
+            fresh.setdefault(key, letter)
+    return letters, fresh
 
 
 def letter_of(row: Mapping[str, Any]) -> Letter:

@@ -13,7 +13,7 @@ from sqlmodel import SQLModel, col
 from sqlmodel import select as select_rows
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from service.dead_letters.letters import Filters, Letter, Position
+from service.dead_letters.letters import Filters, Letter, Position, advanced
 from service.models import Replay, ReplayedLetter
 
 RUNNING, DONE, FAILED, CANCELLED = "RUNNING", "DONE", "FAILED", "CANCELLED"
@@ -31,12 +31,13 @@ def position_of(replay: Replay) -> Position | None:
     return Position(replay.position_at, replay.position_skip) if replay.position_at else None
 
 
-def progress(replay: Replay, letters: Sequence[Letter], fresh: int, position: Position) -> dict[str, object]:
+def progress(replay: Replay, letters: Sequence[Letter], fresh: int) -> dict[str, object]:
     """The replay's columns after these letters, of which `fresh` were published."""
+    at, skip = advanced(position_of(replay), [letter.failed_at for letter in letters]) or (None, 0)
     unreplayable = sum(letter.unreplayable for letter in letters)
     return {
-        "position_at": position.at,
-        "position_skip": position.skip,
+        "position_at": at,
+        "position_skip": skip,
         "read": replay.read + len(letters),
         "replayed": replay.replayed + fresh,
         "repeated": replay.repeated + len(letters) - unreplayable - fresh,

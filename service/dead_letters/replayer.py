@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.db import Database
 from service.dead_letters import replay_store as store
-from service.dead_letters.letters import Letter, Position, advanced
+from service.dead_letters.letters import Letter, chosen
 from service.dead_letters.room import Room
 from service.dead_letters.table import DeadLetterTable
 from service.errors import DatabaseUnavailableError, ProblemError
@@ -41,6 +41,7 @@ _ROOM_PAUSE_SECONDS = 0.05
 _TELL_SECONDS = 5.0
 _END_SECONDS = 2.0
 _NEVER_FITS = "The next letter ({id}) is larger than the outbox may be: raise SIGNIN_OUTBOX_MAX_BYTES."
+_LEFT = "It ended at most_letters ({most:,}); letters not looked at: {left:,}."
 _OUTCOMES = ("replayed", "repeated", "unreplayable")
 
 
@@ -167,16 +168,12 @@ class Replayer:
         if replay.letters is None:
             counts = await self._table.counts(store.filters_of(replay))
             await self._change(replay, {"letters": sum(each.letters for each in counts)})
-        left = replay.most_letters - replay.read
         letters: list[Letter] = []
-        position: Position | None = None
-        if left > 0:
-            most = min(BATCH_LETTERS, left, self._outbox.max_rows)
-            letters, position = await self._table.read(
-                store.filters_of(replay), store.position_of(replay), most
-            )
-        if position is None:
-            await self._end(replay, store.DONE, None)
+        if replay.replayed < replay.most_letters:
+            most = min(BATCH_LETTERS, self._outbox.max_rows)
+            letters, _ = await self._table.read(store.filters_of(replay), store.position_of(replay), most)
+        if not letters:
+            await self._end(replay, store.DONE, _why_not_all(replay))
             return True
         if not replay.dry_run:
             if not self._room.can_ever_hold(letters[0]):
@@ -184,32 +181,33 @@ class Replayer:
                 await self._end(replay, store.FAILED, _NEVER_FITS.format(id=name))
                 return True
             letters = await self._await_room(replay, letters)
-            position = advanced(store.position_of(replay), [each.failed_at for each in letters]) or position
-        await self._commit(replay, letters, position)
+        await self._commit(replay, letters)
         return False
 
-    async def _commit(self, replay: Replay, letters: Sequence[Letter], position: Position) -> None:
-        """Sends the letters to the outbox, once each, and notes that in the same transaction."""
+    async def _commit(self, replay: Replay, letters: Sequence[Letter]) -> None:
+        """Sends letters to the outbox, once each and no more than it may, and notes that with them."""
+        keys = [None if letter.unreplayable else letter.key for letter in letters]
         values: dict[str, object] = {}
 
         async def choose(connection: AsyncConnection) -> list[Message]:
             now = self._clock()
             # First the lock on the replay's row: nobody else notes letters before this is committed.
-            read = await store.hold(connection, replay.id, self._token, self._until(now))
-            if read is None:
+            count = await store.hold(connection, replay.id, self._token, self._until(now))
+            if count is None:
                 raise ClaimLostError
-            if read != replay.read:
+            if count != replay.read:
                 raise _BehindError
-            by_key = {letter.key: letter for letter in letters if not letter.unreplayable}
-            known = await store.replayed(connection, list(by_key), replay.id if replay.again else None)
-            fresh = [key for key in by_key if key not in known and key not in self._dry_keys]
-            values.update(store.progress(replay, letters, len(fresh), position))
+            asked = {key for key in keys if key is not None}
+            known = await store.replayed(connection, list(asked), replay.id if replay.again else None)
+            known |= asked & self._dry_keys
+            read, fresh = chosen(letters, keys, known, replay.most_letters - replay.replayed)
+            values.update(store.progress(replay, read, len(fresh)))
             await store.change(connection, replay.id, self._token, values)
             if replay.dry_run:
-                self._unsure_keys = fresh
+                self._unsure_keys = list(fresh)
                 return []
-            await store.note(connection, fresh, replay.id, now)
-            return [by_key[key].message(replay.id) for key in fresh]
+            await store.note(connection, list(fresh), replay.id, now)
+            return [letter.message(replay.id) for letter in fresh.values()]
 
         try:
             await self._outbox.spool_from(choose)
@@ -283,6 +281,14 @@ class Replayer:
 
     def _until(self, now: datetime) -> datetime:
         return now + timedelta(seconds=HOLD_SECONDS)
+
+
+def _why_not_all(replay: Replay) -> str | None:
+    """Why a replay that is done has not come to each letter; None where it has."""
+    left = (replay.letters or 0) - replay.read
+    if left <= 0 or replay.replayed < replay.most_letters:
+        return None
+    return _LEFT.format(most=replay.most_letters, left=left)
 
 
 def _take_over(replay: Replay, values: Mapping[str, object]) -> None:
