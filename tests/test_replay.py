@@ -120,6 +120,21 @@ async def test_a_replay_reads_on_behind_what_was_replayed_until_it_has_published
         assert (again["replayed"], again["cause"]) == (25, None)
 
 
+async def test_letters_that_are_left_out_are_read_over_although_the_outbox_has_no_room_for_them(
+    tmp_path, tables, database_url
+):
+    tables.add(letter(1, payload=b"x" * 2000), *(letter(number) for number in range(2, 9)))
+    async with letter_service(tmp_path / "before", tables, database_url=database_url) as world:
+        assert (await replay(world.client))["replayed"] == 8
+        await payloads(world, 8)
+    tables.add(letter(9))
+    small = {"outbox_max_bytes": 1600}
+    async with letter_service(tmp_path / "after", tables, database_url=database_url, **small) as world:
+        found = await replay(world.client)
+        assert (found["state"], found["replayed"], found["repeated"]) == ("DONE", 1, 8)
+        assert await payloads(world, 1) == Counter([b"{9"])
+
+
 async def test_what_damage_left_of_a_line_is_not_published_as_a_message(tmp_path, tables):
     torn = {"stage": "decode", "reason": "file_corrupt", "message_id": None, "publish_time": None}
     tables.add(letter(1, payload=b"", **torn), letter(2, payload=b'{"userid": "u', **torn), letter(3))

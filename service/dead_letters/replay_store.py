@@ -18,6 +18,7 @@ from service.models import Replay, ReplayedLetter
 
 RUNNING, DONE, FAILED, CANCELLED = "RUNNING", "DONE", "FAILED", "CANCELLED"
 _KEYS_AT_ONCE = 500
+_LEFT = "It ended at most_letters ({most:,}); letters not looked at: {left:,}."
 
 _replays: Table = SQLModel.metadata.tables[str(Replay.__tablename__)]
 _letters: Table = SQLModel.metadata.tables[str(ReplayedLetter.__tablename__)]
@@ -44,6 +45,14 @@ def progress(replay: Replay, letters: Sequence[Letter], fresh: int) -> dict[str,
         "unreplayable": replay.unreplayable + unreplayable,
         "cause": None,
     }
+
+
+def why_not_all(replay: Replay) -> str | None:
+    """Why a replay that is done has not come to each letter; None where it has."""
+    left = (replay.letters or 0) - replay.read
+    if left <= 0 or replay.replayed < replay.most_letters:
+        return None
+    return _LEFT.format(most=replay.most_letters, left=left)
 
 
 async def find(session: AsyncSession, replay_id: str) -> Replay | None:

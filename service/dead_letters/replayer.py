@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.db import Database
 from service.dead_letters import replay_store as store
 from service.dead_letters.letters import Letter, chosen
-from service.dead_letters.room import Room
+from service.dead_letters.room import Room, demand
 from service.dead_letters.table import DeadLetterTable
 from service.errors import DatabaseUnavailableError, ProblemError
 from service.metrics import Metrics, families
@@ -41,7 +41,6 @@ _ROOM_PAUSE_SECONDS = 0.05
 _TELL_SECONDS = 5.0
 _END_SECONDS = 2.0
 _NEVER_FITS = "The next letter ({id}) is larger than the outbox may be: raise SIGNIN_OUTBOX_MAX_BYTES."
-_LEFT = "It ended at most_letters ({most:,}); letters not looked at: {left:,}."
 _OUTCOMES = ("replayed", "repeated", "unreplayable")
 
 
@@ -173,14 +172,15 @@ class Replayer:
             most = min(BATCH_LETTERS, self._outbox.max_rows)
             letters, _ = await self._table.read(store.filters_of(replay), store.position_of(replay), most)
         if not letters:
-            await self._end(replay, store.DONE, _why_not_all(replay))
+            await self._end(replay, store.DONE, store.why_not_all(replay))
             return True
         if not replay.dry_run:
-            if not self._room.can_ever_hold(letters[0]):
+            sizes = await self._demands(replay, letters)
+            if not self._room.can_ever_hold(sizes[0]):
                 name = letters[0].message_id or letters[0].event_id
                 await self._end(replay, store.FAILED, _NEVER_FITS.format(id=name))
                 return True
-            letters = await self._await_room(replay, letters)
+            letters = letters[: await self._await_room(replay, sizes)]
         await self._commit(replay, letters)
         return False
 
@@ -228,10 +228,22 @@ class Replayer:
         self._count(replay, found.model_dump())
         _take_over(replay, found.model_dump())
 
-    async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> list[Letter]:
-        """The first of the letters that have room in the outbox; while Pub/Sub is away that takes long."""
+    async def _demands(self, replay: Replay, letters: Sequence[Letter]) -> list[int]:
+        """What each letter takes of the outbox, in bytes; 0 for those that are left out."""
+        keys = [None if letter.unreplayable else letter.key for letter in letters]
+        async with self._database.session() as session:
+            asked = [key for key in keys if key is not None]
+            by = replay.id if replay.again else None
+            known = await store.replayed(await session.connection(), asked, by)
+        return [
+            0 if key is None or key in known else demand(letter)
+            for letter, key in zip(letters, keys, strict=True)
+        ]
+
+    async def _await_room(self, replay: Replay, sizes: Sequence[int]) -> int:
+        """How many letters have room in the outbox, from the first on; that takes long without Pub/Sub."""
         waited = 0.0
-        while not (fitting := self._room.fitting(letters)):
+        while not (fitting := self._room.fitting(sizes)):
             await asyncio.sleep(_ROOM_PAUSE_SECONDS)
             await self._outbox.count()
             waited += _ROOM_PAUSE_SECONDS
@@ -281,14 +293,6 @@ class Replayer:
 
     def _until(self, now: datetime) -> datetime:
         return now + timedelta(seconds=HOLD_SECONDS)
-
-
-def _why_not_all(replay: Replay) -> str | None:
-    """Why a replay that is done has not come to each letter; None where it has."""
-    left = (replay.letters or 0) - replay.read
-    if left <= 0 or replay.replayed < replay.most_letters:
-        return None
-    return _LEFT.format(most=replay.most_letters, left=left)
 
 
 def _take_over(replay: Replay, values: Mapping[str, object]) -> None:
