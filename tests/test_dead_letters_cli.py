@@ -88,6 +88,13 @@ def test_json_has_all_that_the_service_says(signin):
     assert json.loads(signin("cancel", dry["id"], "--json").stdout) == dry
 
 
+def test_a_replay_that_ends_at_its_bound_says_what_it_did_not_look_at(signin):
+    shown = signin("replay", "--again", "--dry-run", "--most-letters", "2").stdout
+    assert "2 would be replayed" in shown
+    assert "It ended at most_letters (2); letters not looked at: 1." in shown
+    assert "not looked at" not in signin("replay", "--again", "--dry-run", "--most-letters", "3").stdout
+
+
 def test_a_misspelt_reason_is_told_with_the_one_that_is_like_it(signin):
     for words in (("list",), ("replay", "--dry-run")):
         assert "Did you mean userid_missing?" in signin(*words, "--reason", "userid_mising").stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from datetime import timedelta
 
@@ -42,7 +43,7 @@ def bigquery(tmp_path_factory):
 
 @pytest.fixture
 def tables(bigquery, request):
-    tables = LetterTables(bigquery, request.node.name.replace("[", "_").replace("]", "")[:200])
+    tables = LetterTables(bigquery, re.sub(r"\W", "_", request.node.name)[-200:])
     yield tables
     set_faults(bigquery)
     tables.close()
@@ -88,6 +89,61 @@ async def test_the_message_is_the_first_one_with_the_marks_of_a_replay(tmp_path,
         "replay_of": key,
         "k": "v",
     }
+
+
+@pytest.mark.parametrize("batch", [4, 1000])
+async def test_a_replay_reads_on_behind_what_was_replayed_until_it_has_published_as_many_as_it_may(
+    tmp_path, tables, database_url, monkeypatch, batch
+):
+    monkeypatch.setattr(replayer_module, "BATCH_LETTERS", batch)
+    torn = letter(100, reason="file_corrupt", failed_at="2026-01-01T00:00:00.000000Z")
+    tables.add(torn, *(letter(number) for number in range(25)), *(letter(number) for number in range(10)))
+    async with letter_service(tmp_path, tables, database_url=database_url) as world:
+        expected = [
+            {"letters": 36, "read": 20, "replayed": 10, "repeated": 9, "unreplayable": 1},
+            {"letters": 36, "read": 31, "replayed": 10, "repeated": 20, "unreplayable": 1},
+            {"letters": 36, "read": 36, "replayed": 5, "repeated": 30, "unreplayable": 1},
+        ]
+        left = "It ended at most_letters (10); letters not looked at: {}."
+        for count, (wanted, cause) in enumerate(
+            zip(expected, (left.format(16), left.format(5), None), strict=True)
+        ):
+            dry = await replay(world.client, most_letters=10, dry_run=True)
+            real = await replay(world.client, most_letters=10)
+            assert numbers(dry) == numbers(real) == wanted
+            assert dry["state"] == real["state"] == "DONE"
+            assert dry["cause"] == real["cause"] == cause
+            assert await payloads(world, wanted["replayed"]) == Counter(
+                b"{%d" % number for number in range(10 * count, 10 * count + wanted["replayed"])
+            )
+        again = await replay(world.client, most_letters=25, again=True)
+        assert (again["replayed"], again["cause"]) == (25, None)
+
+
+async def test_letters_that_are_left_out_are_read_over_although_the_outbox_has_no_room_for_them(
+    tmp_path, tables, database_url
+):
+    tables.add(letter(1, payload=b"x" * 2000), *(letter(number) for number in range(2, 9)))
+    async with letter_service(tmp_path / "before", tables, database_url=database_url) as world:
+        assert (await replay(world.client))["replayed"] == 8
+        await payloads(world, 8)
+    tables.add(letter(9))
+    small = {"outbox_max_bytes": 1600}
+    async with letter_service(tmp_path / "after", tables, database_url=database_url, **small) as world:
+        found = await replay(world.client)
+        assert (found["state"], found["replayed"], found["repeated"]) == ("DONE", 1, 8)
+        assert await payloads(world, 1) == Counter([b"{9"])
+
+
+async def test_what_damage_left_of_a_line_is_not_published_as_a_message(tmp_path, tables):
+    torn = {"stage": "decode", "reason": "file_corrupt", "message_id": None, "publish_time": None}
+    tables.add(letter(1, payload=b"", **torn), letter(2, payload=b'{"userid": "u', **torn), letter(3))
+    async with letter_service(tmp_path, tables) as world:
+        dry = await replay(world.client, dry_run=True)
+        real = await replay(world.client)
+        expected = {"letters": 3, "read": 3, "replayed": 1, "repeated": 0, "unreplayable": 2}
+        assert numbers(dry) == numbers(real) == expected
+        assert await payloads(world, 1) == Counter([b"{3"])
 
 
 async def test_only_what_the_filters_let_through_is_replayed(tmp_path, tables):

@@ -79,6 +79,7 @@ class AppendRows:
         self._stream = (
             f"projects/{table.project}/datasets/{table.dataset}/tables/{table.table}/streams/_default"
         )
+        self._columns = columns
         self._messages = RowMessages(columns)
         self._call_seconds = call_seconds
         self._lock = threading.Lock()
@@ -110,6 +111,13 @@ class AppendRows:
             connection, self._connection = self._connection, None
         if connection:
             connection.close()
+
+    def apart(self) -> AppendRows:
+        """The same requests over a connection of their own, which is opened at the first.
+
+        One that is refused may end its connection, and with it what others have under way there.
+        """
+        return AppendRows(self._channel, self._table, self._columns, self._call_seconds)
 
     def _submit(self, rows: Sequence[bytes]) -> tuple[_Connection, Future[Any]]:
         with self._lock:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from transforms.bigquery_rows import Row
 
 _log = logging.getLogger(__name__)
-# Requests that are refused as a whole, until rows are no longer told from their neighbours.
-_MOST_DOUBTS = 2_000
-_FIRST_DOUBTS = 32  # the same where the table has taken none
+# How the rows are found for which requests are refused as a whole.
+_ABREAST = 32  # parts that are searched in turn
+_FEW_ROWS = 4  # that go one by one: their halves would take as many calls for one bad row, and more for two
+_FIRST_DOUBTS = 2 * _ABREAST  # refusals before time can be up: each of these parts is tried by then
+_DOUBT_SECONDS = 600.0  # as long such a doubt can be settled by other rows that are taken
+_MOST_ALONE = 16  # rows refused one by one, and none taken; of more the table must be the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,7 @@ class WritePolicy:
     first_pause_seconds: float = 0.5
     longest_pause_seconds: float = 8.0
     columns_seconds: float = 300.0  # after which the columns of the table are read again
+    doubt_seconds: float = 30.0  # that a table which refused a request is asked for a row that it takes
 
     def pause_seconds(self, failures: int) -> float:
         """The pause after the n-th failure in a row, with jitter so that workers spread out."""
@@ -65,6 +72,18 @@ class MissingColumn(str):
     """Why a row was refused, where that is a column which the table has: BigQuery may not know it yet."""
 
     __slots__ = ()
+
+
+class Protocoled(Protocol):
+    """What `InsertAll` and `AppendRows` have in common."""
+
+    row_overhead_bytes: int
+    has_other_columns: bool  # whether BigQuery said so of the table
+
+    def encode(self, row: Row) -> bytes: ...
+    def send(self, rows: Sequence[bytes]) -> Answer: ...
+    def apart(self) -> Protocoled: ...
+    def retire(self) -> None: ...
 
 
 Send = Callable[[Sequence[bytes]], Answer]
@@ -114,6 +133,28 @@ class Sifted(NamedTuple):
     has_taken: bool  # whether the table took any row, so that it is not at fault
 
 
+class Trust:
+    """Whether a table that refused all rows of a batch takes others, so that these are at fault."""
+
+    def __init__(self) -> None:
+        self._taken_at = self._doubted_at = float("-inf")
+
+    def take(self) -> None:
+        """Notes that it took a row."""
+        self._taken_at = time.monotonic()
+
+    def doubt(self) -> None:
+        """Notes that it took none of a batch."""
+        self._doubted_at = time.monotonic()
+
+    def settles(self) -> bool:
+        """Whether it took a row since the last doubt; if not, this is one. Each doubt wants its own proof."""
+        now = time.monotonic()
+        is_proven = self._taken_at >= self._doubted_at and now - self._doubted_at <= _DOUBT_SECONDS
+        self._doubted_at = float("-inf") if is_proven else now
+        return is_proven
+
+
 def sift(
     send: Send,
     rows: Sequence[bytes],
@@ -125,36 +166,53 @@ def sift(
     """Sends the rows in ever smaller requests until those at fault stand alone.
 
     `parts` are requests as pairs of first index and the one behind the last, the first of them refused
-    already. Raises what `deliver` does; SchemaDoubtError where so many are refused that it must be the table.
+    already. Once a row is taken the search goes on to its end: a bundle that failed then would write its rows
+    again. That is at most three requests a row and one a part. Raises what `deliver` does, and
+    SchemaDoubtError where it must be the table: it took none in `doubt_seconds`, or none of many rows.
     """
     refused: dict[int, str] = {}
     suspects: dict[int, str] = {}
     has_taken = False
     doubts = 0
-    waiting = [*reversed(parts[1:]), *_halved(*parts[0])]
-    while waiting:
-        start, stop = waiting.pop()
+    until = time.monotonic() + policy.doubt_seconds
+    # Each lot is what is left of a part. By turns, so that rows at fault hide no others behind them.
+    lots = deque([part] for part in (*parts[1:], *_divided(*parts[0])))
+    while lots:
+        lot = lots.popleft()
+        start, stop = lot.pop()
         on_retry()
         try:
             found = deliver(send, rows[start:stop], policy, on_retry, table)
         except SchemaDoubtError as error:
             doubts += 1
-            if doubts >= (_MOST_DOUBTS if has_taken else _FIRST_DOUBTS):
+            if not has_taken and doubts >= _FIRST_DOUBTS and time.monotonic() > until:
                 raise
             if stop - start == 1:
                 suspects[start] = str(error)
+            elif len(lots) < _ABREAST:
+                lots.extend([part] for part in _divided(start, stop))
             else:
-                waiting += _halved(start, stop)
+                lot += reversed(_divided(start, stop))
         else:
-            has_taken = True
             refused.update((start + index, detail) for index, detail in found.items())
+            if not has_taken and len(found) < stop - start:
+                has_taken = True
+                # The table may have been mended meanwhile: what it refused before says nothing of the rows.
+                lots.extend([(index, index + 1)] for index in suspects)
+                suspects.clear()
+        if lot:
+            lots.append(lot)
+    if not has_taken and len(suspects) > _MOST_ALONE:
+        raise SchemaDoubtError(next(iter(suspects.values())))
     return Sifted(refused, suspects, has_taken)
 
 
-def _halved(start: int, stop: int) -> list[tuple[int, int]]:
-    """The first half comes last, where it is taken from."""
+def _divided(start: int, stop: int) -> list[tuple[int, int]]:
+    """The halves of a part, or each of its rows where they are few."""
+    if stop - start <= _FEW_ROWS:
+        return [(index, index + 1) for index in range(start, stop)]
     middle = (start + stop) // 2
-    return [(middle, stop), (start, middle)] if stop - start > 1 else [(start, stop)]
+    return [(start, middle), (middle, stop)]
 
 
 def requests(sizes: Sequence[int], policy: WritePolicy) -> Iterator[tuple[int, int]]:

@@ -95,6 +95,10 @@ class InsertAll:
             raise
         return _answer(errors, self._columns) if errors else TAKEN
 
+    def apart(self) -> InsertAll:
+        """Itself: each request has a connection of the session's for as long as it lasts."""
+        return self
+
     def retire(self) -> None:
         """Nothing is held: the session is the process's."""
 

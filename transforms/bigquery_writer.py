@@ -8,14 +8,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from transforms import bigquery_append, bigquery_insert, bigquery_tables
 from transforms.bigquery_delivery import (
-    Answer,
     MissingColumn,
+    Protocoled,
     SchemaDoubtError,
     TransientError,
+    Trust,
     WriteError,
     WritePolicy,
     deliver,
@@ -29,8 +30,6 @@ OwnMethod = Literal["STORAGE_WRITE", "INSERT_ALL"]
 _CHANGES = 2  # of the columns while one batch is written
 _FRESH_SECONDS = 5.0  # as long columns that were read count as those of now
 _LATE_SECONDS = 600.0  # after which insertAll knows the columns that the table has
-# As long a table that refused all rows of a batch is asked for a proof that it takes others.
-_DOUBT_SECONDS = 600.0
 _AGAIN_SECONDS = 30.0  # after which columns that have grown old and could not be read are looked at again
 
 _log = logging.getLogger(__name__)
@@ -52,17 +51,6 @@ class Written(NamedTuple):
     size_bytes: int
 
 
-class Protocoled(Protocol):
-    """What `InsertAll` and `AppendRows` have in common."""
-
-    row_overhead_bytes: int
-    has_other_columns: bool  # whether BigQuery said so of the table
-
-    def encode(self, row: Row) -> bytes: ...
-    def send(self, rows: Sequence[bytes]) -> Answer: ...
-    def retire(self) -> None: ...
-
-
 class Writer:
     """Appends batches of rows to one table. One for each process and table; thread-safe."""
 
@@ -76,7 +64,8 @@ class Writer:
         self._columns: dict[str, dict[str, Any]] = {}
         self._read_at = self._failed_at = float("-inf")
         self._requests: Protocoled | None = None
-        self._taken_at = self._doubted_at = self._adopted_at = float("-inf")
+        self._adopted_at = float("-inf")
+        self._trust = Trust()
 
     def write(self, rows: Sequence[Row], on_retry: Callable[[], None]) -> Written:
         """Appends the rows; those that are not refused are acknowledged when this returns.
@@ -85,7 +74,6 @@ class Writer:
         """
         refused: dict[int, str] = {}
         size_bytes = changes = failures = 0
-        doubt: SchemaDoubtError | None = None
         waiting: Sequence[int] = range(len(rows))
         while waiting:
             current = self._current()
@@ -95,7 +83,13 @@ class Writer:
             waiting = [*unsent, *refused]
             if waiting and changes < _CHANGES and self._has_changed(current, at_once=doubt is not None):
                 changes += 1
-            elif doubt is None and (waiting := self._too_early(refused)):
+            elif doubt is not None:
+                size_bytes += self._sift(current, rows, unsent, refused, on_retry)
+                waiting = list(refused)  # the search may have lasted
+                if not waiting or changes >= _CHANGES or not self._has_changed(current, at_once=False):
+                    break
+                changes += 1
+            elif waiting := self._too_early(refused):
                 failures += 1
                 cause = TransientError(refused[waiting[0]])
                 pause(failures, len(waiting), cause, self._policy, self._destination.table)
@@ -104,8 +98,6 @@ class Writer:
             for index in waiting:
                 refused.pop(index, None)
             on_retry()
-        if doubt is not None:
-            size_bytes += self._sift(current, rows, unsent, refused, on_retry)
         return Written(refused, size_bytes)
 
     def close(self) -> None:
@@ -133,7 +125,8 @@ class Writer:
                 return waiting[start:], size_bytes, error
             refused.update((waiting[start + index], detail) for index, detail in found.items())
             size_bytes += sum(sizes[start:stop]) - sum(sizes[start + index] for index in found)
-            self._taken_at = time.monotonic()
+            if len(found) < stop - start:
+                self._trust.take()
         return (), size_bytes, None
 
     def _too_early(self, refused: Mapping[int, str]) -> list[int]:
@@ -152,25 +145,25 @@ class Writer:
     ) -> int:
         """Writes rows of which a request was refused as a whole, and adds those at fault to `refused`.
 
-        Returns the bytes written. Where no row is taken it may be the table: raises WriteError then, unless
-        the table did so before and has taken other rows since.
+        Returns the bytes written. Raises WriteError where no row is taken, for it may be the table, unless
+        it did so before and has taken others since.
         """
         encoded, sizes = _encoded(current, rows, unsent)
         table = self._destination.table
         parts = list(requests(sizes, self._policy))
+        apart = current.apart()
         try:
-            sifted = sift(current.send, encoded, parts, self._policy, on_retry, table)
+            sifted = sift(apart.send, encoded, parts, self._policy, on_retry, table)
         except SchemaDoubtError as doubt:
-            self._doubted_at = time.monotonic()
+            self._trust.doubt()
             raise WriteError(f"{table} takes no such rows: {doubt}") from doubt
-        now = time.monotonic()
+        finally:
+            current.has_other_columns |= apart.has_other_columns
+            apart.retire()
         if sifted.has_taken:
-            self._taken_at = now
-        elif self._taken_at < self._doubted_at or now - self._doubted_at > _DOUBT_SECONDS:
-            self._doubted_at = now
+            self._trust.take()
+        elif sifted.suspects and not self._trust.settles():
             raise WriteError(f"{table} takes no such rows: {next(iter(sifted.suspects.values()))}")
-        else:
-            self._doubted_at = float("-inf")  # the next doubt wants a proof of its own
         found = {**sifted.refused, **sifted.suspects}
         refused.update((unsent[index], detail) for index, detail in found.items())
         return sum(sizes) - sum(sizes[index] for index in found)

@@ -86,7 +86,7 @@ def replay(  # noqa: PLR0913, PLR0917 - one for each option
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be published")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also what an earlier replay published")] = False,
     most_letters: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="End after so many letters")
+        int | None, typer.Option(min=1, max=1_000_000, help="End when so many are published")
     ] = None,
     wait: Annotated[
         float,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from transforms.replay import replay_attributes
 KEY_CHARACTERS = 32
 _MOST_ATTRIBUTES = 100  # of a message, says Pub/Sub
 _REPLAY_ATTRIBUTES = 3
+# The reasons whose letters hold no more than could be read of a message.
+_TORN = frozenset({"file_corrupt"})
 _encode = msgspec.json.Encoder().encode
 
 
@@ -67,8 +69,9 @@ class Letter:
 
     @property
     def unreplayable(self) -> bool:
-        """Whether the message cannot be made again: bytes were cut off, or Pub/Sub would not take it."""
-        return is_cut(self.detail) or len(self.attributes) > _MOST_ATTRIBUTES - _REPLAY_ATTRIBUTES
+        """Whether the message cannot be made again: it is not whole, or Pub/Sub would not take it."""
+        is_whole = self.reason not in _TORN and not is_cut(self.detail)
+        return not is_whole or len(self.attributes) > _MOST_ATTRIBUTES - _REPLAY_ATTRIBUTES
 
     def message(self, replay_id: str) -> tuple[bytes, dict[str, str]]:
         """The payload as it was, and the attributes of the replay."""
@@ -87,6 +90,22 @@ def advanced(after: Position | None, moments: Sequence[datetime]) -> Position | 
     if after and after.at == last:
         skip += after.skip
     return Position(last, skip)
+
+
+def chosen(
+    letters: Sequence[Letter], keys: Sequence[str | None], known: Container[str], most: int
+) -> tuple[Sequence[Letter], dict[str, Letter]]:
+    """The letters up to that with which `most` are to be published, and these by their keys.
+
+    `keys` has None where a letter is unreplayable; those that are `known` were published already.
+    """
+    fresh: dict[str, Letter] = {}
+    for count, (letter, key) in enumerate(zip(letters, keys, strict=True)):
+        if len(fresh) >= most:
+            return letters[:count], fresh
+        if key is not None and key not in known:
+            fresh.setdefault(key, letter)
+    return letters, fresh
 
 
 def letter_of(row: Mapping[str, Any]) -> Letter:

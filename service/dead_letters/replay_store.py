@@ -13,11 +13,12 @@ from sqlmodel import SQLModel, col
 from sqlmodel import select as select_rows
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from service.dead_letters.letters import Filters, Letter, Position
+from service.dead_letters.letters import Filters, Letter, Position, advanced
 from service.models import Replay, ReplayedLetter
 
 RUNNING, DONE, FAILED, CANCELLED = "RUNNING", "DONE", "FAILED", "CANCELLED"
 _KEYS_AT_ONCE = 500
+_LEFT = "It ended at most_letters ({most:,}); letters not looked at: {left:,}."
 
 _replays: Table = SQLModel.metadata.tables[str(Replay.__tablename__)]
 _letters: Table = SQLModel.metadata.tables[str(ReplayedLetter.__tablename__)]
@@ -31,18 +32,27 @@ def position_of(replay: Replay) -> Position | None:
     return Position(replay.position_at, replay.position_skip) if replay.position_at else None
 
 
-def progress(replay: Replay, letters: Sequence[Letter], fresh: int, position: Position) -> dict[str, object]:
+def progress(replay: Replay, letters: Sequence[Letter], fresh: int) -> dict[str, object]:
     """The replay's columns after these letters, of which `fresh` were published."""
+    at, skip = advanced(position_of(replay), [letter.failed_at for letter in letters]) or (None, 0)
     unreplayable = sum(letter.unreplayable for letter in letters)
     return {
-        "position_at": position.at,
-        "position_skip": position.skip,
+        "position_at": at,
+        "position_skip": skip,
         "read": replay.read + len(letters),
         "replayed": replay.replayed + fresh,
         "repeated": replay.repeated + len(letters) - unreplayable - fresh,
         "unreplayable": replay.unreplayable + unreplayable,
         "cause": None,
     }
+
+
+def why_not_all(replay: Replay) -> str | None:
+    """Why a replay that is done has not come to each letter; None where it has."""
+    left = (replay.letters or 0) - replay.read
+    if left <= 0 or replay.replayed < replay.most_letters:
+        return None
+    return _LEFT.format(most=replay.most_letters, left=left)
 
 
 async def find(session: AsyncSession, replay_id: str) -> Replay | None:

@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.db import Database
 from service.dead_letters import replay_store as store
-from service.dead_letters.letters import Letter, Position, advanced
-from service.dead_letters.room import Room
+from service.dead_letters.letters import Letter, chosen
+from service.dead_letters.room import Room, demand
 from service.dead_letters.table import DeadLetterTable
 from service.errors import DatabaseUnavailableError, ProblemError
 from service.metrics import Metrics, families
@@ -167,49 +167,47 @@ class Replayer:
         if replay.letters is None:
             counts = await self._table.counts(store.filters_of(replay))
             await self._change(replay, {"letters": sum(each.letters for each in counts)})
-        left = replay.most_letters - replay.read
         letters: list[Letter] = []
-        position: Position | None = None
-        if left > 0:
-            most = min(BATCH_LETTERS, left, self._outbox.max_rows)
-            letters, position = await self._table.read(
-                store.filters_of(replay), store.position_of(replay), most
-            )
-        if position is None:
-            await self._end(replay, store.DONE, None)
+        if replay.replayed < replay.most_letters:
+            most = min(BATCH_LETTERS, self._outbox.max_rows)
+            letters, _ = await self._table.read(store.filters_of(replay), store.position_of(replay), most)
+        if not letters:
+            await self._end(replay, store.DONE, store.why_not_all(replay))
             return True
         if not replay.dry_run:
-            if not self._room.can_ever_hold(letters[0]):
+            sizes = await self._demands(replay, letters)
+            if not self._room.can_ever_hold(sizes[0]):
                 name = letters[0].message_id or letters[0].event_id
                 await self._end(replay, store.FAILED, _NEVER_FITS.format(id=name))
                 return True
-            letters = await self._await_room(replay, letters)
-            position = advanced(store.position_of(replay), [each.failed_at for each in letters]) or position
-        await self._commit(replay, letters, position)
+            letters = letters[: await self._await_room(replay, sizes)]
+        await self._commit(replay, letters)
         return False
 
-    async def _commit(self, replay: Replay, letters: Sequence[Letter], position: Position) -> None:
-        """Sends the letters to the outbox, once each, and notes that in the same transaction."""
+    async def _commit(self, replay: Replay, letters: Sequence[Letter]) -> None:
+        """Sends letters to the outbox, once each and no more than it may, and notes that with them."""
+        keys = [None if letter.unreplayable else letter.key for letter in letters]
         values: dict[str, object] = {}
 
         async def choose(connection: AsyncConnection) -> list[Message]:
             now = self._clock()
             # First the lock on the replay's row: nobody else notes letters before this is committed.
-            read = await store.hold(connection, replay.id, self._token, self._until(now))
-            if read is None:
+            count = await store.hold(connection, replay.id, self._token, self._until(now))
+            if count is None:
                 raise ClaimLostError
-            if read != replay.read:
+            if count != replay.read:
                 raise _BehindError
-            by_key = {letter.key: letter for letter in letters if not letter.unreplayable}
-            known = await store.replayed(connection, list(by_key), replay.id if replay.again else None)
-            fresh = [key for key in by_key if key not in known and key not in self._dry_keys]
-            values.update(store.progress(replay, letters, len(fresh), position))
+            asked = {key for key in keys if key is not None}
+            known = await store.replayed(connection, list(asked), replay.id if replay.again else None)
+            known |= asked & self._dry_keys
+            read, fresh = chosen(letters, keys, known, replay.most_letters - replay.replayed)
+            values.update(store.progress(replay, read, len(fresh)))
             await store.change(connection, replay.id, self._token, values)
             if replay.dry_run:
-                self._unsure_keys = fresh
+                self._unsure_keys = list(fresh)
                 return []
-            await store.note(connection, fresh, replay.id, now)
-            return [by_key[key].message(replay.id) for key in fresh]
+            await store.note(connection, list(fresh), replay.id, now)
+            return [letter.message(replay.id) for letter in fresh.values()]
 
         try:
             await self._outbox.spool_from(choose)
@@ -230,10 +228,22 @@ class Replayer:
         self._count(replay, found.model_dump())
         _take_over(replay, found.model_dump())
 
-    async def _await_room(self, replay: Replay, letters: Sequence[Letter]) -> list[Letter]:
-        """The first of the letters that have room in the outbox; while Pub/Sub is away that takes long."""
+    async def _demands(self, replay: Replay, letters: Sequence[Letter]) -> list[int]:
+        """What each letter takes of the outbox, in bytes; 0 for those that are left out."""
+        keys = [None if letter.unreplayable else letter.key for letter in letters]
+        async with self._database.session() as session:
+            asked = [key for key in keys if key is not None]
+            by = replay.id if replay.again else None
+            known = await store.replayed(await session.connection(), asked, by)
+        return [
+            0 if key is None or key in known else demand(letter)
+            for letter, key in zip(letters, keys, strict=True)
+        ]
+
+    async def _await_room(self, replay: Replay, sizes: Sequence[int]) -> int:
+        """How many letters have room in the outbox, from the first on; that takes long without Pub/Sub."""
         waited = 0.0
-        while not (fitting := self._room.fitting(letters)):
+        while not (fitting := self._room.fitting(sizes)):
             await asyncio.sleep(_ROOM_PAUSE_SECONDS)
             await self._outbox.count()
             waited += _ROOM_PAUSE_SECONDS

@@ -14,36 +14,40 @@ MOST_WAITING_BYTES = 32_000_000
 _ATTRIBUTES_BYTES = 500  # about what the attributes of a replay take
 
 
+def demand(letter: Letter) -> int:
+    """About how many bytes of the outbox the letter takes."""
+    return len(letter.payload) + _ATTRIBUTES_BYTES
+
+
 class Room:
-    """What the outbox has room for; it may be smaller than a batch, and parked events may take most of it."""
+    """What the outbox has room for; it may be smaller than a batch, and parked events may take most of it.
+
+    Letters are told by their demand in bytes; 0 is one that is left out.
+    """
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
 
-    def can_ever_hold(self, letter: Letter) -> bool:
+    def can_ever_hold(self, size: int) -> bool:
         """Whether an empty outbox has room for the letter."""
-        return _demand([letter])[1] <= self._outbox.max_bytes
+        return size <= self._outbox.max_bytes
 
-    def fitting(self, letters: Sequence[Letter]) -> list[Letter]:
-        """All letters, or the first of them where nothing waits whose end would make more room.
+    def fitting(self, sizes: Sequence[int]) -> int:
+        """How many letters, from the first on, have room: all, or those that do where no more will come.
 
-        None while the outbox has much to do, or where not even one has room now.
+        More comes while anything waits in the outbox; until then 0, unless no letter needs room.
         """
+        if not any(sizes):
+            return len(sizes)
         waiting = self._outbox.waiting
         if waiting > MOST_WAITING_EVENTS or (waiting > 0 and self._outbox.bytes > MOST_WAITING_BYTES):
-            return []
-        if self._fit(letters):
-            return list(letters)
+            return 0
+        if self._fit(sizes):
+            return len(sizes)
         if waiting > 0:
-            return []
-        counts = range(1, len(letters))
-        return list(letters[: bisect.bisect(counts, False, key=lambda count: not self._fit(letters[:count]))])
+            return 0
+        counts = range(1, len(sizes))
+        return bisect.bisect(counts, False, key=lambda count: not self._fit(sizes[:count]))
 
-    def _fit(self, letters: Sequence[Letter]) -> bool:
-        return self._outbox.has_room(*_demand(letters))
-
-
-def _demand(letters: Sequence[Letter]) -> tuple[int, int]:
-    """How many rows and about how many bytes of the outbox the letters take."""
-    sizes = [len(letter.payload) + _ATTRIBUTES_BYTES for letter in letters if not letter.unreplayable]
-    return len(sizes), sum(sizes)
+    def _fit(self, sizes: Sequence[int]) -> bool:
+        return self._outbox.has_room(sum(map(bool, sizes)), sum(sizes))

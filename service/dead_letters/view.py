@@ -84,7 +84,7 @@ class NewReplay(Narrowed):
     dry_run: bool = Field(False, description="Count only; nothing is published or remembered")
     again: bool = Field(False, description="Also the letters that an earlier replay published")
     most_letters: Annotated[int, Field(ge=1, le=MOST_LETTERS), whole] = Field(
-        DEFAULT_MOST_LETTERS, description="End after so many letters"
+        DEFAULT_MOST_LETTERS, description="End when so many letters are published, or would be in a dry run"
     )
 
     def filters_before(self, now: datetime) -> Filters:
@@ -110,7 +110,7 @@ class ReplayView(BaseModel):
     actor: str = Field(description="Who asked for it")
     request_id: str | None = Field(description="The `X-Request-ID` of the request that did")
     cancelled_by: str | None
-    cause: str | None = Field(description="Why the replay failed, or what it waits for")
+    cause: str | None = Field(description="Why it failed, what it waits for, or why it left letters out")
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
