@@ -35,6 +35,7 @@ UNREAD_SECONDS = 30.0  # so long may a caller take nothing of an answer that wai
 MOST_LINGER_BYTES = 32_000_000
 # A header costs some hundred bytes of memory however short it is: 8,000 of them fit into 32 KB.
 MOST_HEADERS = 128
+MOST_AHEAD = 32  # requests of a connection that wait for the answer to an earlier one
 _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})  # of another protocol
 
 
@@ -104,7 +105,9 @@ class Connection(HttpToolsProtocol):
     @property
     def has_unread_bytes(self) -> bool:
         """Whether the caller may still be sending what will not be read."""
-        return self._refusal is not None or (self.cycle is not None and self.cycle.more_body)
+        if self._refusal is not None or self._discarded_bytes is not None:
+            return True
+        return self.cycle is not None and self.cycle.more_body
 
     def discard_from_now_on(self) -> None:
         self._discarded_bytes = 0
@@ -225,6 +228,8 @@ class Connection(HttpToolsProtocol):
                 self._stop_parsing(self._too_large())
         if len(self.headers) > MOST_HEADERS:
             self._stop_parsing(self._too_many())
+        if len(self.pipeline) >= MOST_AHEAD:
+            self._take_no_more()
         super().on_headers_complete()
         if self.parser.should_upgrade():
             return  # it is read again, and has no cycle yet
@@ -240,7 +245,8 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
         """Answers a request that cannot be parsed, or whose head was refused while it was."""
-        self._refuse(self._refusal or MalformedRequestError("The bytes that came are no HTTP request."))
+        if self._discarded_bytes is None:  # else the last answer is still to come
+            self._refuse(self._refusal or MalformedRequestError("The bytes that came are no HTTP request."))
 
     def give_up(self) -> None:
         """Ends a connection that owes a head: with an answer if one has begun, else without a word."""
@@ -259,6 +265,15 @@ class Connection(HttpToolsProtocol):
         """Ends the parsing from within it; `send_400_response` is what comes of it."""
         self._refusal = problem
         raise httptools.HttpParserError(problem.detail)
+
+    def _take_no_more(self) -> NoReturn:
+        """Lets the answer to the request before this one be the last: its caller sends the rest again.
+
+        https://www.rfc-editor.org/rfc/rfc9112#section-9.3.2
+        """
+        self.cycle.keep_alive = False
+        self.discard_from_now_on()
+        raise httptools.HttpParserError("enough requests wait")
 
     def _refuse(self, problem: ProblemError) -> None:
         """Answers at once and closes; an answer that is under way is cut off, for nothing could follow it.

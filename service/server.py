@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from service.config import Settings
 from service.connections import Connections
+from service.proxies import Proxies
 
 SHUTDOWN_SECONDS = 15
 _M_MMAP_THRESHOLD = -3
@@ -32,7 +33,8 @@ class Server(uvicorn.Server):
         self._connections = Connections(settings, getattr(app.state, "metrics", None))
         super().__init__(
             uvicorn.Config(
-                app,
+                Proxies(app, settings),
+                proxy_headers=False,  # uvicorn's own, which FORWARDED_ALLOW_IPS sets
                 http=self._connections.protocol(),
                 ws="none",
                 timeout_keep_alive=settings.keep_alive_seconds,

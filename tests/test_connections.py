@@ -8,6 +8,7 @@ import time
 
 import httpx
 
+from service import connections
 from tests.serving import ARTICLE, JSON, listening, pubsub_with_topic, settings_for
 
 HEAD = b"POST /events/signin HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -125,6 +126,18 @@ async def test_a_connection_takes_one_request_after_the_other_and_pipelined_ones
         found = 0
         while found < 3:
             found += (await asyncio.wait_for(reader.readline(), 10)).count(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_of_requests_that_are_sent_far_ahead_the_first_are_answered_and_the_last_of_these_says_so(
+    tmp_path,
+):
+    async with listening(settings_for(tmp_path)) as port:
+        reader, writer = await opened(port, HEALTH * 20_000)
+        *kept, last = (await asyncio.wait_for(reader.read(), 10)).lower().split(b"http/1.1 200")[1:]
+        assert len(kept) == connections.MOST_AHEAD
+        assert b"connection: close" in last
+        assert not any(b"connection: close" in each for each in kept)
         writer.close()
 
 

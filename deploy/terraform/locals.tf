@@ -17,6 +17,7 @@ locals {
     SIGNIN_OIDC_AUDIENCE          = var.oidc_audience
     SIGNIN_OIDC_SCOPES            = jsonencode(var.oidc_scopes)
     SIGNIN_DATABASE_URL_FILE      = "/secrets/database/url"
+    SIGNIN_TRUSTED_PROXIES        = "*" # nothing but Google's front end reaches the container
     SIGNIN_LOG_FORMAT             = "json"
   }
 

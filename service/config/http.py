@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+import ipaddress
+
+from pydantic import BaseModel, Field, field_validator
 
 
 class Http(BaseModel):
@@ -11,6 +13,11 @@ class Http(BaseModel):
     host: str = Field("127.0.0.1", description="Address that the service listens on")
     port: int = Field(
         8080, ge=0, le=65535, description="Port that the service listens on; 0 takes a free one"
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Addresses and networks, by commas, of the proxies whose X-Forwarded-For tells who "
+        "calls; * is whoever connects",
     )
     docs: bool = Field(True, description="Whether /docs and /openapi.json are there")
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest body of one sign-in")
@@ -38,3 +45,25 @@ class Http(BaseModel):
     max_event_ahead_seconds: int = Field(
         24 * 3600, ge=0, description="How far ahead of the clock the date of a sign-in may lie"
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_networks(cls, names: str) -> str:
+        for name in _listed(names):
+            try:
+                name == "*" or ipaddress.ip_network(name)
+            except ValueError:
+                raise ValueError(
+                    "must be addresses and networks by commas, as 10.0.0.7 and 10.0.0.0/8, or *, "
+                    f"not {name!r}"
+                ) from None
+        return names
+
+    @property
+    def trusted_proxy_names(self) -> list[str]:
+        """The addresses and networks of `trusted_proxies`, and `*` where it is among them."""
+        return _listed(self.trusted_proxies)
+
+
+def _listed(names: str) -> list[str]:
+    return [each.strip() for each in names.split(",") if each.strip()]
