@@ -12,6 +12,7 @@ import pytest
 from service import audit
 from service.app import create_app
 from service.auth import keys, scopes
+from service.local.faults import Fault
 from service.logs import JsonFormatter
 from service.models import utc_now
 from tests.doors import bearer, make_key, shut
@@ -74,6 +75,7 @@ async def test_each_act_is_in_the_log_and_in_the_history_with_the_key_s_name_and
         await operator.until(job, "RUNNING")
         await operator.act("PATCH", f"{job}/autoscaling", {"max_workers": 2})
         await operator.act("POST", f"{job}/update", {})
+        world.fail(Fault("UpdateJob", "UNAVAILABLE"))  # the job goes on: what is asked next meets it alive
         await operator.act("POST", f"{job}/cancel")
         await operator.act("POST", f"{job}/drain")
         await operator.act("POST", f"{job}/force-cancel", {"confirm": "FORCE-CANCEL"})
