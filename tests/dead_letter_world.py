@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import pytest
+
 from service.db import migrate
 from service.models import utc_now
-from tests.bigquery_servers import PROJECT
+from tests.bigquery_servers import PROJECT, local_bigquery, set_faults
 from tests.serving import pubsub_with_topic, serving
 from transforms import bigquery_tables
 from transforms.bigquery_rows import TableRef, dead_letter_row
@@ -114,3 +117,17 @@ async def read_of(world, location, count):
     while (await world.client.get(location)).json()["read"] < count:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="module", name="bigquery")
+def letter_bigquery(tmp_path_factory):
+    with local_bigquery(tmp_path_factory.mktemp("bigquery")) as url:
+        yield url
+
+
+@pytest.fixture(name="tables")
+def letter_tables(bigquery, request):
+    tables = LetterTables(bigquery, re.sub(r"\W", "_", request.node.name)[-200:])
+    yield tables
+    set_faults(bigquery)
+    tables.close()
