@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -134,3 +136,28 @@ def test_rows_gives_up_on_a_bigquery_that_is_away(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["rows"])
     assert result.exit_code == 1
     assert "BigQuery does not answer" in result.stderr
+
+
+class _LoginPage(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Please sign in</html>")
+
+    def do_POST(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("words", [["jobs", "list"], ["jobs", "launch"], ["emit", "--count", "2"]])
+def test_an_answer_that_is_none_of_the_service_is_told_in_a_sentence(words):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _LoginPage) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        result = CliRunner().invoke(app, [*words, "--url", f"http://127.0.0.1:{server.server_port}"])
+        server.shutdown()
+    assert result.exit_code == 1
+    assert "answered 200 with what is no answer of this service" in " ".join(result.output.split())
+    assert isinstance(result.exception, SystemExit)

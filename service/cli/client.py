@@ -174,7 +174,18 @@ def request(
         fail(f"{base_url} does not answer ({kind}). Is the service running? Try `{command('up')}`.")
     if not response.is_success:
         fail(problem_sentence(response))
-    return response.json()
+    try:
+        return response.json()
+    except ValueError:
+        fail(stranger_sentence(response))
+
+
+def stranger_sentence(response: httpx.Response) -> str:
+    """That an answer is none of the service's, whatever its status says."""
+    return (
+        f"{response.url} answered {response.status_code} with what is no answer of this service: "
+        "is a login page or another program in front of it?"
+    )
 
 
 def problem_sentence(response: httpx.Response) -> str:

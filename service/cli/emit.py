@@ -16,7 +16,7 @@ import httpx
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.cli.client import DEADLINE_SECONDS, credentials, problem_sentence, service_url
+from service.cli.client import DEADLINE_SECONDS, credentials, problem_sentence, service_url, stranger_sentence
 from service.cli.terminal import command, err, fail, out
 
 CONCURRENCY = 32
@@ -36,6 +36,20 @@ class EmitReport:
     @property
     def events_per_second(self) -> float:
         return len(self.accepted) / self.seconds if self.seconds else 0.0
+
+    def take(self, response: httpx.Response) -> None:
+        """Counts an answer: with 2xx the event it names, or else a failure under what the answer says."""
+        if not response.is_success:
+            self.failures[problem_sentence(response)] += 1
+            return
+        try:
+            answer = response.json()
+            event_id, is_spooled = answer["event_id"], answer["status"] == "spooled"
+        except (ValueError, KeyError, TypeError):
+            self.failures[stranger_sentence(response)] += 1
+            return
+        self.accepted.append(event_id)
+        self.spooled += is_spooled
 
 
 def sample_event(number: int) -> dict[str, Any]:
@@ -91,12 +105,8 @@ async def emit_events(
                 response = await send(client, event)
                 if response is None:
                     report.failures["no answer"] += 1
-                elif response.is_success:
-                    answer = response.json()
-                    report.accepted.append(answer["event_id"])
-                    report.spooled += answer["status"] == "spooled"
                 else:
-                    report.failures[problem_sentence(response)] += 1
+                    report.take(response)
                 on_answer()
 
     try:
