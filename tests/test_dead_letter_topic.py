@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from service.local.faults import Fault, set_faults
 from tests.engine_place import Place
 from tests.pubsub_process import PubsubProcess
+from tests.write_servers import write_servers
 from transforms import dead_letter_topic
 from transforms.bigquery_rows import dead_letter_row
-from transforms.dead_letter_topic import Publisher, attributes
+from transforms.dead_letter_topic import Publisher, Topic, attributes
 
 LETTER = dead_letter_row(
     stage="decode",
@@ -77,6 +78,13 @@ def test_a_letter_that_comes_back_as_a_message_is_not_published_again(place):
     )
     assert publisher.publish([again, LETTER, again]) == 0
     assert [one.attributes["event_id"] for one in received(place)] == ["id-1"]
+
+
+def test_a_letter_that_comes_back_is_written_and_does_not_count_as_published(place):
+    again = LETTER | {"attributes": [{"key": "dead_letter_reason", "value": "invalid_utf8"}]}
+    with write_servers("INSERT_ALL") as servers:
+        counters = servers.write_letters([again, LETTER, again], Topic(place.topic, place.address))
+    assert counters == {"dead_letters_written": 3, "dead_letters_published": 1}
 
 
 def test_a_short_outage_of_the_topic_is_waited_for(place):

@@ -23,7 +23,7 @@ from transforms.bigquery_delivery import WritePolicy
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA, SIGNIN_SCHEMA, Row, TableRef, shortened
 from transforms.bigquery_stock import StockMethod, WriteRows
 from transforms.bigquery_writer import Destination, OwnMethod, shared_writer
-from transforms.dead_letter_topic import Topic, shared_publisher
+from transforms.dead_letter_topic import Topic, came_back, shared_publisher
 from transforms.pubsub_message import (
     DEAD_LETTERS,
     METRICS_NAMESPACE,
@@ -256,7 +256,8 @@ class _WriteDeadLettersFn(beam.DoFn):  # type: ignore[misc]
             self._append(letters)
         if self._topic:
             failed = shared_publisher(self._topic).publish(letters)
-            Metrics.counter(METRICS_NAMESPACE, "dead_letters_published").inc(len(letters) - failed)
+            published = len(letters) - sum(map(came_back, letters)) - failed
+            Metrics.counter(METRICS_NAMESPACE, "dead_letters_published").inc(published)
             if failed:
                 Metrics.counter(METRICS_NAMESPACE, "dead_letters_unpublished").inc(failed)
 

@@ -79,7 +79,7 @@ class Publisher:
         What has been a letter of a topic before goes to its table alone: where a job reads that topic, the
         letters would feed themselves for ever.
         """
-        letters = [letter for letter in letters if not _came_back(letter)]
+        letters = [letter for letter in letters if not came_back(letter)]
         failed = 0
         until = time.monotonic() + PUBLISH_SECONDS
         for messages in self._calls(letters):
@@ -139,7 +139,8 @@ def attributes(letter: Row) -> dict[str, str]:
     return found
 
 
-def _came_back(letter: Row) -> bool:
+def came_back(letter: Row) -> bool:
+    """Whether the message of a letter has been a letter of a topic before."""
     return any(record["key"] == _MARK for record in letter.get("attributes", ()))
 
 
