@@ -122,10 +122,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         reconciler = Reconciler(database, dataflow, settings, metrics=metrics, traces=traces)
         app.state.clients, app.state.database, app.state.outbox = clients, database, outbox
         app.state.breaker, app.state.publisher = breaker, publisher
-        app.state.dead_letters = table
-        app.state.replayer = replayer
-        app.state.dataflow = dataflow
-        app.state.reconciler = reconciler
+        app.state.dead_letters, app.state.replayer = table, replayer
+        app.state.dataflow, app.state.reconciler = dataflow, reconciler
         app.state.outbox_watch = scrape.watch(metrics, outbox, publisher, app.state.guard)
         stack.push_async_callback(app.state.outbox_watch.close)
         app.state.desk = desk = jobs.Desk(settings, database, dataflow, reconciler, GoogleRest(clients))

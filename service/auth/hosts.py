@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from service.config import Settings, is_loopback
+from service.config import Settings, is_loopback, listed
 from service.errors import HostNotAllowedError, OriginNotAllowedError
 
 _MOST_REMEMBERED = 64
@@ -19,8 +19,7 @@ class Hosts:
     """The names that the settings allow; what was found to be one is remembered as it was sent."""
 
     def __init__(self, settings: Settings) -> None:
-        named = {each.strip().lower() for each in settings.allowed_hosts.split(",") if each.strip()}
-        self._named = frozenset(named)
+        self._named = named = frozenset(map(str.lower, listed(settings.allowed_hosts)))
         self._is_loopback = is_loopback(settings.host)
         self._takes_all = "*" in named or not (named or self._is_loopback)
         self._remembered: set[bytes] = set()

@@ -10,7 +10,7 @@ from typing import Any
 from service.auth import scopes
 from service.auth.callers import Caller
 from service.auth.issuer_keys import ALGORITHMS, IssuerKeys
-from service.config import Settings
+from service.config import Settings, listed
 from service.errors import ConfigError, InvalidCredentialsError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Tokens:
 
     def __init__(self, settings: Settings) -> None:
         self._issuer = settings.oidc_issuer
-        self._audiences = [each.strip() for each in settings.oidc_audience.split(",") if each.strip()]
+        self._audiences = listed(settings.oidc_audience)
         if not self._audiences:
             raise ConfigError(
                 "SIGNIN_OIDC_ISSUER needs SIGNIN_OIDC_AUDIENCE: a token is made for one service."

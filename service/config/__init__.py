@@ -1,6 +1,7 @@
 """The settings: variables `SIGNIN_...`, a `.env` file and secret files, read once and passed as a value."""
 
 from service.config.dataflow import Pipeline
+from service.config.listing import listed
 from service.config.masking import masked
 from service.config.places import LOCAL_PROJECT
 from service.config.settings import TOPICS, Settings, is_loopback
@@ -13,6 +14,7 @@ __all__ = [
     "Pipeline",
     "Settings",
     "is_loopback",
+    "listed",
     "load",
     "masked",
     "variable_name",

@@ -7,6 +7,8 @@ import re
 
 from pydantic import BaseModel, Field, field_validator
 
+from service.config.listing import listed
+
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
@@ -57,7 +59,7 @@ class Access(BaseModel):
     @field_validator("allowed_hosts")
     @classmethod
     def _require_hosts(cls, names: str) -> str:
-        for name in filter(None, map(str.strip, names.split(","))):
+        for name in listed(names):
             if name != "*" and not _NAME.fullmatch(name) and not _is_address(name):
                 raise ValueError(
                     f"must be names or addresses without scheme and port, by commas, or *, not {name!r}"

@@ -6,6 +6,8 @@ import ipaddress
 
 from pydantic import BaseModel, Field, field_validator
 
+from service.config.listing import listed
+
 
 class Http(BaseModel):
     """The HTTP server and its bounds."""
@@ -49,7 +51,7 @@ class Http(BaseModel):
     @field_validator("trusted_proxies")
     @classmethod
     def _require_networks(cls, names: str) -> str:
-        for name in _listed(names):
+        for name in listed(names):
             try:
                 name == "*" or ipaddress.ip_network(name)
             except ValueError:
@@ -62,8 +64,4 @@ class Http(BaseModel):
     @property
     def trusted_proxy_names(self) -> list[str]:
         """The addresses and networks of `trusted_proxies`, and `*` where it is among them."""
-        return _listed(self.trusted_proxies)
-
-
-def _listed(names: str) -> list[str]:
-    return [each.strip() for each in names.split(",") if each.strip()]
+        return listed(self.trusted_proxies)
