@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from service.db import migrate
+from service.local.faults import Fault
 from service.models import utc_now
 from tests.bigquery_servers import PROJECT, local_bigquery, set_faults
 from tests.serving import pubsub_with_topic, serving
 from transforms import bigquery_tables
 from transforms.bigquery_rows import TableRef, dead_letter_row
 
+AWAY = Fault(method="Publish", code="UNAVAILABLE")
 EARLY = "2026-01-02T03:04:05.000006Z"
 PUBLISHED = "2026-01-02T03:04:04.000001Z"
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import apache_beam as beam
 import grpc
+import pytest
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
@@ -23,6 +24,7 @@ from pipeline.local_engine.runs import GraphRuns
 from pipeline.local_engine.subscriber import Subscriber
 from pipeline.options import parse
 from service.local.faults import set_faults
+from tests.pubsub_process import PubsubProcess
 
 _numbers = itertools.count(1)
 OPTIONS = parse(["--project=signin-local"])
@@ -168,3 +170,15 @@ def until(condition, seconds=15.0):
 
 def texts(number):
     return [f"text-{index:05}" for index in range(number)]
+
+
+@pytest.fixture(scope="module", name="server")
+def pubsub_of_a_module(tmp_path_factory):
+    with PubsubProcess(tmp_path_factory.mktemp("pubsub")) as process:
+        yield process.address
+
+
+@pytest.fixture(name="place")
+def place_of_a_test(server):
+    with empty_place(server) as place:
+        yield place

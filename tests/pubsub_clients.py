@@ -59,3 +59,15 @@ def clients_of(server: PubsubProcess, monkeypatch: pytest.MonkeyPatch) -> Iterat
     clients = Clients()
     yield clients
     clients.close()
+
+
+@pytest.fixture(scope="module", name="server")
+def pubsub_of_a_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PubsubProcess]:
+    with PubsubProcess(tmp_path_factory.mktemp("pubsub")) as server:
+        yield server
+
+
+@pytest.fixture(name="clients")
+def clients_of_a_test(server: PubsubProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
+    with clients_of(server, monkeypatch) as clients:
+        yield clients

@@ -7,18 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.append_rows_server import AppendRowsServer
-from tests.bigquery_servers import StrictBigQuery
-from tests.write_servers import POLICY, TABLE, Servers, age_columns, ids, messages_of
+from tests.write_servers import (
+    POLICY,
+    TABLE,
+    Servers,
+    age_columns,
+    ids,
+    messages_of,
+    write_servers,
+)
 from transforms.bigquery_rows import SIGNIN_SCHEMA
 from transforms.bigquery_writer import Destination, shared_writer
 
 
 @pytest.fixture
 def servers() -> Iterator[Servers]:
-    with StrictBigQuery() as rest, AppendRowsServer() as append:
-        yield Servers("STORAGE_WRITE", rest, append)
-        assert append.faults == []
+    with write_servers("STORAGE_WRITE") as servers:
+        yield servers
 
 
 def spoil(servers: Servers, way: str, *userids: str) -> None:

@@ -56,30 +56,35 @@ class Operator:
                 await asyncio.sleep(0.02)
 
 
+def exposed(settings, directory):
+    """The settings of a service that wants a key, and whose Pub/Sub and BigQuery are away."""
+    away = {"pubsub_emulator_host": NOBODY, "bigquery_emulator_host": f"http://{NOBODY}"}
+    return settings.model_copy(update={"host": "0.0.0.0", "data_dir": directory} | away)
+
+
+async def acts_on_jobs(operator, world):
+    """Launches a job, asks all of it that can be asked for, and returns its path."""
+    job = f"/jobs/{(await operator.act('POST', '/jobs', {})).json()['id']}"
+    await operator.until(job, "RUNNING")
+    await operator.act("PATCH", f"{job}/autoscaling", {"max_workers": 2})
+    await operator.act("POST", f"{job}/update", {})
+    world.fail(Fault("UpdateJob", "UNAVAILABLE"))  # the job goes on: what is asked next meets it alive
+    await operator.act("POST", f"{job}/cancel")
+    await operator.act("POST", f"{job}/drain")
+    await operator.act("POST", f"{job}/force-cancel", {"confirm": "FORCE-CANCEL"})
+    await operator.act("POST", "/jobs/adopt", {"dataflow_job_id": "nowhere"})
+    return job
+
+
 async def test_each_act_is_in_the_log_and_in_the_history_with_the_key_s_name_and_the_request(
     world, tmp_path, records
 ):
-    settings = world.settings.model_copy(
-        update={
-            "host": "0.0.0.0",
-            "data_dir": tmp_path,
-            "pubsub_emulator_host": NOBODY,
-            "bigquery_emulator_host": f"http://{NOBODY}",  # away, so that the replay waits for its cancel
-        }
-    )
-    app = create_app(settings)
+    app = create_app(exposed(world.settings, tmp_path))
     async with running(app) as client:
         key = await make_key(app.state.database, scopes.ADMIN, name="night-shift")
         operator = Operator(client, key)
-        job = f"/jobs/{(await operator.act('POST', '/jobs', {})).json()['id']}"
-        await operator.until(job, "RUNNING")
-        await operator.act("PATCH", f"{job}/autoscaling", {"max_workers": 2})
-        await operator.act("POST", f"{job}/update", {})
-        world.fail(Fault("UpdateJob", "UNAVAILABLE"))  # the job goes on: what is asked next meets it alive
-        await operator.act("POST", f"{job}/cancel")
-        await operator.act("POST", f"{job}/drain")
-        await operator.act("POST", f"{job}/force-cancel", {"confirm": "FORCE-CANCEL"})
-        await operator.act("POST", "/jobs/adopt", {"dataflow_job_id": "nowhere"})
+        job = await acts_on_jobs(operator, world)
+        # BigQuery is away, so that the replay waits for its cancel.
         replay = (await operator.act("POST", "/dead-letters/replay", {"dry_run": True})).json()
         ended = await operator.act("POST", f"/dead-letters/replays/{replay['id']}/cancel")
         history = (await operator.get(f"{job}/events"))["events"]

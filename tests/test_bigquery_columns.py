@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.bigquery_servers import failure
-from tests.write_servers import METHODS, POLICY, TABLE, Servers, age_columns, ids, messages_of, write_servers
+from tests.write_servers import (
+    POLICY,
+    TABLE,
+    Servers,
+    age_columns,
+    ids,
+    messages_of,
+    servers_of_each_method,  # noqa: F401 - a fixture
+)
 from transforms import bigquery_tables, bigquery_writer
 from transforms.bigquery_rows import SIGNIN_SCHEMA
 
@@ -22,12 +28,6 @@ NO_TABLE = {
 def _are_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bigquery_tables, "RETRY_SECONDS", 0.5)
     monkeypatch.setattr(bigquery_tables, "BRIEF_SECONDS", 0.5)
-
-
-@pytest.fixture(params=METHODS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with write_servers(request.param) as servers:
-        yield servers
 
 
 def test_rows_wait_as_long_as_the_table_cannot_take_them(servers: Servers):

@@ -6,7 +6,6 @@ import base64
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,7 +27,7 @@ from tests.write_servers import (
     event,
     ids,
     messages_of,
-    write_servers,
+    servers_of_each_method,  # noqa: F401 - a fixture
 )
 from transforms.bigquery_rows import SIGNIN_SCHEMA
 from transforms.bigquery_write import WriteDeadLetters
@@ -45,12 +44,6 @@ TRANSIENT = {
     "backend": (failure(400, "backendError"), grpc.StatusCode.INTERNAL),
     "reset": ((0, {}), grpc.StatusCode.UNKNOWN),
 }
-
-
-@pytest.fixture(params=METHODS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with write_servers(request.param) as servers:
-        yield servers
 
 
 @pytest.mark.parametrize("trouble", list(TRANSIENT))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.bigquery_servers import refusal
-from tests.write_servers import LETTERS, METHODS, POLICY, Servers, write_servers
+from tests.write_servers import (
+    LETTERS,
+    POLICY,
+    Servers,
+    servers_of_each_method,  # noqa: F401 - a fixture
+)
 from transforms.bigquery_rows import dead_letter_row, is_cut
 from transforms.bigquery_write import WriteDeadLetters
 
@@ -23,12 +27,6 @@ LETTER = dead_letter_row(
     message_id="m-1",
     job_id="job-9",
 )
-
-
-@pytest.fixture(params=METHODS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with write_servers(request.param) as servers:
-        yield servers
 
 
 def test_dead_letters_are_written_with_their_bytes(servers: Servers):

@@ -11,20 +11,13 @@ from pipeline.local_engine.deduplication import WINDOW_SECONDS, CommittedIds
 from pipeline.local_engine.leases import Leases
 from pipeline.local_engine.subscriber import MAX_ACK_IDS, Subscriber, SubscriptionError, _parts
 from service.local.faults import Fault, call_counts, set_faults, wait_held
-from tests.engine_place import TABLE, empty_place, texts, until
-from tests.pubsub_process import PubsubProcess
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with PubsubProcess(tmp_path_factory.mktemp("pubsub")) as process:
-        yield process.address
-
-
-@pytest.fixture
-def place(server):
-    with empty_place(server) as place:
-        yield place
+from tests.engine_place import (
+    TABLE,
+    place_of_a_test,  # noqa: F401 - a fixture
+    pubsub_of_a_module,  # noqa: F401 - a fixture
+    texts,
+    until,
+)
 
 
 def test_a_message_published_twice_counts_once(place):

@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.append_rows_server import AppendRowsServer
-from tests.bigquery_servers import StrictBigQuery, refusal
-from tests.write_servers import Servers, ids, messages_of
+from tests.bigquery_servers import refusal
+from tests.write_servers import (
+    Servers,
+    ids,
+    messages_of,
+    write_servers,
+)
 from transforms import bigquery_writer
 
 
 @pytest.fixture
 def servers() -> Iterator[Servers]:
-    with StrictBigQuery() as rest, AppendRowsServer() as append:
-        yield Servers("INSERT_ALL", rest, append)
+    with write_servers("INSERT_ALL") as servers:
+        yield servers
 
 
 def knows_not(column: str, of: str = "user-1") -> Any:

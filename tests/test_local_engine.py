@@ -14,20 +14,15 @@ from pipeline.local_engine.engine import Limits
 from pipeline.local_engine.runs import GraphRuns, UnsupportedGraphError
 from pipeline.options import parse
 from service.local.faults import call_counts
-from tests.engine_place import OPTIONS, TABLE, build, empty_place, texts, until
-from tests.pubsub_process import PubsubProcess
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with PubsubProcess(tmp_path_factory.mktemp("pubsub")) as process:
-        yield process.address
-
-
-@pytest.fixture
-def place(server):
-    with empty_place(server) as place:
-        yield place
+from tests.engine_place import (
+    OPTIONS,
+    TABLE,
+    build,
+    place_of_a_test,  # noqa: F401 - a fixture
+    pubsub_of_a_module,  # noqa: F401 - a fixture
+    texts,
+    until,
+)
 
 
 def test_each_message_is_written_once_and_acknowledged(place):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,13 @@ from google.cloud import pubsub_v1
 from google.protobuf import timestamp_pb2
 
 from service.local.faults import Fault, call_counts, set_faults
-from tests.pubsub_clients import WAIT_SECONDS, Clients, clients_of
+from tests.pubsub_clients import (
+    WAIT_SECONDS,
+    Clients,
+    clients_of_a_test,  # noqa: F401 - a fixture
+    pubsub_of_a_module,  # noqa: F401 - a fixture
+)
 from tests.pubsub_process import PubsubProcess
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PubsubProcess]:
-    with PubsubProcess(tmp_path_factory.mktemp("pubsub")) as server:
-        yield server
-
-
-@pytest.fixture
-def clients(server: PubsubProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
-    with clients_of(server, monkeypatch) as clients:
-        yield clients
 
 
 def test_what_is_published_is_pulled_and_acknowledged(clients: Clients) -> None:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from google.api_core import exceptions
 
-from tests.pubsub_clients import PROJECT, WAIT_SECONDS, Clients, clients_of
-from tests.pubsub_process import PubsubProcess
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PubsubProcess]:
-    with PubsubProcess(tmp_path_factory.mktemp("pubsub")) as server:
-        yield server
-
-
-@pytest.fixture
-def clients(server: PubsubProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clients]:
-    with clients_of(server, monkeypatch) as clients:
-        yield clients
+from tests.pubsub_clients import (
+    PROJECT,
+    WAIT_SECONDS,
+    Clients,
+    clients_of_a_test,  # noqa: F401 - a fixture
+    pubsub_of_a_module,  # noqa: F401 - a fixture
+)
 
 
 def test_what_does_not_exist_is_not_found(clients: Clients) -> None:

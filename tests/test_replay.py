@@ -12,16 +12,16 @@ from service.dead_letters import replayer as replayer_module
 from service.dead_letters import room
 from service.dead_letters.replayer import Replayer
 from service.dead_letters.table import DeadLetterTable
-from service.local.faults import Fault
 from service.models import utc_now
 from tests.bigquery_servers import queries_more, set_faults
-from tests.dead_letter_world import (  # noqa: F401 - fixtures
+from tests.dead_letter_world import (
+    AWAY,
     EARLY,
     ended,
     letter,
-    letter_bigquery,
+    letter_bigquery,  # noqa: F401 - a fixture
     letter_service,
-    letter_tables,
+    letter_tables,  # noqa: F401 - a fixture
     numbers,
     payloads,
     published,
@@ -31,8 +31,6 @@ from tests.dead_letter_world import (  # noqa: F401 - fixtures
 from tests.publishing import publishing, stopped_while_woken
 from tests.sample_metrics import labelled, scraped
 from tests.serving import assert_problem, settings_for
-
-AWAY = Fault(method="Publish", code="UNAVAILABLE")
 
 
 async def test_every_letter_is_published_once_and_the_dry_run_says_the_same_numbers(

@@ -9,14 +9,14 @@ import pytest
 
 from service.dead_letters import replayer as replayer_module
 from service.dead_letters import room
-from service.local.faults import Fault
-from tests.dead_letter_world import (  # noqa: F401 - fixtures
+from tests.dead_letter_world import (
+    AWAY,
     EARLY,
     ended,
     letter,
-    letter_bigquery,
+    letter_bigquery,  # noqa: F401 - a fixture
     letter_service,
-    letter_tables,
+    letter_tables,  # noqa: F401 - a fixture
     payloads,
     read_of,
     replay,
@@ -24,8 +24,6 @@ from tests.dead_letter_world import (  # noqa: F401 - fixtures
 from tests.publishing import publishing
 from tests.sample_metrics import scraped
 from tests.serving import settings_for
-
-AWAY = Fault(method="Publish", code="UNAVAILABLE")
 
 
 async def test_letters_that_are_left_out_are_read_over_although_the_outbox_has_no_room_for_them(

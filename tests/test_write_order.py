@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +11,18 @@ import pytest
 from tests.bigquery_servers import failure
 from tests.write_servers import (
     LETTERS,
-    METHODS,
     POLICY,
     TABLE,
     Servers,
     ids,
     messages_of,
     run_pipeline,
-    write_servers,
+    servers_of_each_method,  # noqa: F401 - a fixture
 )
 from transforms.bigquery_rows import DEAD_LETTER_SCHEMA
 from transforms.bigquery_write import WriteDeadLetters, WriteSignins
 
 QUICK = replace(POLICY, attempts=2)
-
-
-@pytest.fixture(params=METHODS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with write_servers(request.param) as servers:
-        yield servers
 
 
 class WriteBoth(beam.PTransform):  # type: ignore[misc]

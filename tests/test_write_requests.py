@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,15 +9,16 @@ from apache_beam.io.gcp.pubsub import PubsubMessage as BeamMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.write_servers import DATE, METHODS, POLICY, Servers, ids, messages_of, write_servers
+from tests.write_servers import (
+    DATE,
+    POLICY,
+    Servers,
+    ids,
+    messages_of,
+    servers_of_each_method,  # noqa: F401 - a fixture
+)
 from transforms.bigquery_delivery import WritePolicy, requests
 from transforms.signin_event import SigninEvent, encode
-
-
-@pytest.fixture(params=METHODS)
-def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    with write_servers(request.param) as servers:
-        yield servers
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from tests.append_rows_server import AppendRowsServer
@@ -138,3 +139,9 @@ def age_columns(seconds: float = 10.0) -> None:
     for writer in bigquery_writer._writers.values():
         writer._read_at -= seconds
         writer._failed_at -= seconds
+
+
+@pytest.fixture(name="servers", params=METHODS)
+def servers_of_each_method(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    with write_servers(request.param) as servers:
+        yield servers
